@@ -1,0 +1,1 @@
+"""Places where ONNX models are run and measured. Knows nothing of language models."""

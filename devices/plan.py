@@ -1,0 +1,161 @@
+"""What to run on a device, and what came of it. Plain data, no torch, no numpy: it crosses process and network borders as JSON.
+
+A `RunPlan` is one *series*: one fresh agent process that loads every model of the plan in shuffled order, and then
+runs all cases interleaved, in rounds whose order is shuffled anew. A case's result arrives round by round as `RoundResult`
+events, so that whoever listens can store each as soon as it exists; a crash loses the round that was running, no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Fill = Literal["zeros", "normal", "constant", "integers"]
+FailureReason = Literal["load_failed", "run_failed", "crashed", "timeout", "out_of_memory"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feed:
+    """One input tensor, made on the device: nothing but its description travels.
+
+    `fill`: "normal" is N(0, scale), "integers" is uniform in [0, high), "constant" is `value` everywhere.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    fill: Fill = "zeros"
+    value: float = 0.0
+    scale: float = 1.0
+    high: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatePair:
+    """A state input and the output that replaces it. `shared`: one buffer for both; otherwise two, swapped after every run."""
+
+    input: str
+    output: str
+    shared: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One model at one workload. Feeds cover all inputs, states included (their feed gives shape and first content)."""
+
+    case_id: str
+    model: Path
+    feeds: tuple[Feed, ...]
+    states: tuple[StatePair, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPlan:
+    """One series of measurements in one fresh process.
+
+    Every round runs each case at least `min_runs` times and at least `min_time_ns` long (and at most `max_time_ns`,
+    once `min_runs` is met), after `warmup_runs` untimed ones. `purpose` "memory" takes exactly one case: it loads,
+    runs `min_runs` times, and reports peak memory, not time.
+    """
+
+    cases: tuple[Case, ...]
+    purpose: Literal["latency", "memory"] = "latency"
+    threads: int = 1
+    cores: tuple[int, ...] | None = None
+    """Pin to these logical cores; None leaves the choice to the device (its fastest, one thread a physical core)."""
+    rounds: int = 3
+    warmup_runs: int = 2
+    min_runs: int = 5
+    min_time_ns: int = 100_000_000
+    max_time_ns: int = 2_000_000_000
+    allow_spinning: bool = False
+    memory_arena: bool = False
+    memory_limit_bytes: int | None = None
+    """Address-space limit of the agent; None for no limit."""
+    timeout_s: float = 300.0
+    """Longest silence of the agent (a load, or one case's round) before it is killed and the running case fails."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineState:
+    """What the machine was like at one moment; None where the platform does not tell."""
+
+    time_unix_s: float
+    load_1m: float | None = None
+    clock_mhz: tuple[float, ...] | None = None
+    temperature_c: float | None = None
+    steal_ticks: int | None = None
+    busy_other_share: float | None = None
+    """Share of all cores' time used by other processes since the last look."""
+    available_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What held for a whole series; results whose conditions differ must not be compared."""
+
+    agent: str
+    """Which agent and version: "python-1"."""
+    runtime: str
+    """ "onnxruntime 1.32.0 CPUExecutionProvider"."""
+    threads: int
+    cores: tuple[int, ...] | None
+    """The affinity mask as read back; None where it cannot be set."""
+    allow_spinning: bool
+    memory_arena: bool
+    huge_pages: str | None
+    governor: str | None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    conditions: Conditions
+    state: MachineState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A model was loaded. `first_run_ns` is its first run, which pays for lazy initialisation."""
+
+    case_id: str
+    load_ns: int
+    first_run_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundResult:
+    """One case's samples of one round: wall time of every timed run, and CPU time where `threads` is 1."""
+
+    case_id: str
+    round: int
+    wall_ns: tuple[int, ...]
+    cpu_ns: tuple[int, ...] | None
+    before: MachineState
+    after: MachineState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryResult:
+    """Memory of a fresh process, in bytes. `base`: runtime imported, nothing loaded; `peak`: highest resident set ever."""
+
+    case_id: str
+    base_bytes: int
+    loaded_bytes: int
+    peak_bytes: int
+    pss_bytes: int | None
+    anonymous_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """A case that gave no result, and why. The series goes on with the others."""
+
+    case_id: str
+    reason: FailureReason
+    detail: str
+
+
+Event = Started | Loaded | RoundResult | MemoryResult | Failed
