@@ -1,0 +1,32 @@
+"""One layer: a token mixer and an FFN, each behind an RMSNorm and a residual connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from operators.ffn import Ffn
+from operators.kinds import operator_for
+from operators.norm import RMSNorm
+from operators.specs import BlockSpec, ModelDims
+
+State = Any
+"""What an operator's module returns beside its output: a tuple of tensors, and of integers where it counts tokens."""
+
+
+class Block(nn.Module):
+    """`x += operator(operator_norm(x)); x += ffn(ffn_norm(x))`; [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, spec: BlockSpec, dims: ModelDims) -> None:
+        super().__init__()
+        self.operator_norm = RMSNorm(dims.hidden_size, dims.norm_eps)
+        self.operator = operator_for(spec.operator).module(spec.operator, dims)
+        self.ffn_norm = RMSNorm(dims.hidden_size, dims.norm_eps)
+        self.ffn = Ffn(spec.ffn, dims)
+
+    def forward(self, x_BTD: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """`state=None` starts a sequence; the new state is always returned."""
+        mixed_BTD, state = self.operator(self.operator_norm(x_BTD), state)
+        x_BTD = x_BTD + mixed_BTD
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD)), state
