@@ -33,8 +33,8 @@ class Batches:
 
     def __post_init__(self) -> None:
         if len(self.stream) < 2 * self.sequence:
-            tokens = len(self.stream)
-            raise InputError(f"the training text has {tokens} tokens, too few for sequences of {self.sequence}; give more text or shorter sequences")
+            have = f"only {len(self.stream)} tokens of training text"
+            raise InputError(f"{have}, too few for sequences of {self.sequence}; give more text, or shorten --sequence")
 
     @property
     def windows(self) -> int:

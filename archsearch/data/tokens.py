@@ -129,7 +129,7 @@ def _write_split(path: Path, documents: Iterator[Document], tokenizer: Tokenizer
                 ids_T = np.array(ids, dtype=dtype)
                 document_bytes = len(document.text.encode())
                 if int(tokenizer.token_bytes_V[ids_T].sum(dtype=np.int64)) != document_bytes:
-                    raise InputError(f"{document.name}: the tokenizer does not give this text back byte for byte; use one without normalizer")
+                    raise InputError(f"{document.name}: the tokenizer loses bytes of this text; use a byte-level one without normalizer")
                 ids_T.tofile(file)
                 end.tofile(file)
                 tokens += len(ids) + 1
