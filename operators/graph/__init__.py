@@ -1,0 +1,20 @@
+"""ONNX graphs of blocks, chains of blocks and whole models, with the runtime's fused operators and explicit caches."""
+
+from operators.graph.builder import GraphBuilder
+from operators.graph.check import check_blocks
+from operators.graph.info import GraphInfo, GraphState, InputFeed, read_info
+from operators.graph.model import random_weights, write_blocks, write_model
+from operators.graph.run import Runner
+
+__all__ = [
+    "GraphBuilder",
+    "GraphInfo",
+    "GraphState",
+    "InputFeed",
+    "Runner",
+    "check_blocks",
+    "random_weights",
+    "read_info",
+    "write_blocks",
+    "write_model",
+]

@@ -1,0 +1,213 @@
+"""`GraphBuilder`: writes nodes, weights in the chosen precision, and the parts that several operators share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from operators.costs import BITS, QUANT_BLOCK
+from operators.quantize import Quantized, quantize
+from operators.specs import GraphError, ModelDims, Precision, StateSpec
+
+MICROSOFT = "com.microsoft"
+OPSET = 21
+EXTERNAL_ABOVE_BYTES = 64 << 20
+"""Weights above this go to a file of their own beside the model: protobuf ends at 2 GiB, and a file can be mapped."""
+
+
+class GraphBuilder:
+    """An ONNX graph under construction.
+
+    Emitters call `linear`, `rms_norm`, `silu`, `node` and `constant`; attention also `sequence_lengths` and `rotary_caches`.
+    All values are float32; weights of `linear` are stored in `precision`.
+    """
+
+    def __init__(self, dims: ModelDims, precision: Precision, weights: Mapping[str, np.ndarray], max_context: int) -> None:
+        self.dims = dims
+        self.precision: Precision = precision
+        self.weights = weights
+        self.max_context = max_context
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self._used: Counter[str] = Counter()
+        self._lengths: tuple[str, str] | None = None
+
+    def name(self, hint: str) -> str:
+        """A value name that is not in use yet."""
+        self._used[hint] += 1
+        return hint if self._used[hint] == 1 else f"{hint}_{self._used[hint]}"
+
+    def node(self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", hint: str | None = None, **attributes: Any) -> Any:
+        """Append a node; returns its output name, or a tuple of them when `outputs` is more than one."""
+        base = hint or op.lower()
+        names = [self.name(f"{base}.{i}" if outputs > 1 else base) for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{len(self.nodes)}", domain=domain, **attributes))
+        return names[0] if outputs == 1 else tuple(names)
+
+    def fused(self, op: str, inputs: Sequence[str], **options: Any) -> Any:
+        """A node of the runtime's own domain, com.microsoft."""
+        return self.node(op, inputs, domain=MICROSOFT, **options)
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """An initializer; the same name twice is the same tensor."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def weight(self, name: str) -> np.ndarray:
+        """A weight by its full name.
+
+        Raises:
+            GraphError: it was not given.
+        """
+        if name not in self.weights:
+            raise GraphError(f"no weight {name!r} was given")
+        return np.asarray(self.weights[name], np.float32)
+
+    def linear(self, x: str, *names: str, quantized: bool = True) -> str:
+        """`x @ W.T` for one weight [out, in], or for several that are stacked into one product along `out`.
+
+        `quantized=False` keeps fp32 whatever the graph's precision: small, sensitive weights.
+        """
+        hint = "+".join(names)
+        matrix = np.concatenate([self.weight(name) for name in names]) if len(names) > 1 else self.weight(names[0])
+        if self.precision == "fp32" or not quantized:
+            return self.node("MatMul", [x, self.constant(f"{hint}.T", matrix.T)], hint=f"{hint}.out")
+        packed = quantize(matrix, BITS[self.precision])
+        data = self.constant(f"{hint}.q", packed.data)
+        scales = self.constant(f"{hint}.scales", packed.scales)
+        return self.matmul_nbits(x, data, scales, packed, hint)
+
+    def matmul_nbits(self, x: str, data: str, scales: str, packed: Quantized, hint: str) -> str:
+        """The runtime's product with blockwise quantised weights; activations are rounded to int8 in blocks (level 4)."""
+        return str(
+            self.fused(
+                "MatMulNBits",
+                [x, data, scales],
+                hint=f"{hint}.out",
+                K=packed.columns,
+                N=len(packed.scales),
+                bits=packed.bits,
+                block_size=QUANT_BLOCK,
+                accuracy_level=4,
+            )
+        )
+
+    def rms_norm(self, x: str, weight: str) -> str:
+        """RMSNorm over the last axis."""
+        gamma = self.constant(weight, self.weight(weight))
+        return str(self.node("SimplifiedLayerNormalization", [x, gamma], hint=f"{weight}.out", axis=-1, epsilon=self.dims.norm_eps))
+
+    def add_and_norm(self, residual: str, delta: str | None, weight: str) -> tuple[str, str]:
+        """`(norm(residual + delta), residual + delta)` in one node; without a delta, a plain norm."""
+        if delta is None:
+            return self.rms_norm(residual, weight), residual
+        gamma = self.constant(weight, self.weight(weight))
+        normed, total = self.name(f"{weight}.out"), self.name(f"{weight}.sum")
+        node = helper.make_node(
+            "SkipSimplifiedLayerNormalization",
+            [delta, residual, gamma],
+            [normed, "", "", total],
+            name=f"SkipSimplifiedLayerNormalization_{len(self.nodes)}",
+            domain=MICROSOFT,
+            epsilon=self.dims.norm_eps,
+        )
+        self.nodes.append(node)
+        return normed, total
+
+    def silu(self, x: str) -> str:
+        """`x * sigmoid(x)`, which is QuickGelu with alpha 1."""
+        return str(self.fused("QuickGelu", [x], hint="silu", alpha=1.0))
+
+    def split(self, x: str, sizes: Sequence[int], hint: str) -> tuple[str, ...]:
+        """Split the last axis."""
+        lengths = self.constant("split." + "x".join(map(str, sizes)), np.array(sizes, np.int64))
+        return tuple(self.node("Split", [x, lengths], outputs=len(sizes), hint=hint, axis=-1))
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        """ONNX's Reshape: 0 keeps a dimension, -1 is what is left."""
+        target = self.constant("shape." + "x".join(map(str, shape)), np.array(shape, np.int64))
+        return str(self.node("Reshape", [x, target], hint="reshaped"))
+
+    def sequence_lengths(self) -> tuple[str, str]:
+        """`(seqlens_k, total_sequence_length)` as `GroupQueryAttention` wants them, from the input `attention_mask`, once a graph.
+
+        The mask is all ones: sequences of a batch have equal length.
+        """
+        if self._lengths is None:
+            self.add_input("attention_mask", TensorProto.INT64, ("batch", "total"))
+            axis, one = self.constant("axis.1", np.array([1], np.int64)), self.constant("one", np.array(1, np.int64))
+            lengths = self.node("ReduceSum", ["attention_mask", axis], hint="lengths", keepdims=0)
+            last = self.node("Cast", [self.node("Sub", [lengths, one], hint="last_position")], hint="seqlens_k", to=TensorProto.INT32)
+            shape = self.node("Shape", ["attention_mask"], hint="mask_shape", start=1, end=2)
+            scalar = self.node("Squeeze", [shape], hint="total_length")
+            total = self.node("Cast", [scalar], hint="total_sequence_length", to=TensorProto.INT32)
+            self._lengths = (last, total)
+        return self._lengths
+
+    def rotary_caches(self, head_dim: int) -> tuple[str, str]:
+        """Cosines and sines [max_context, head_dim/2], shared by all layers."""
+        name = f"rotary{head_dim}"
+        if f"{name}.cos" not in self.initializers:
+            frequencies = self.dims.rope_theta ** (-np.arange(0, head_dim, 2) / head_dim)
+            angles = np.arange(self.max_context)[:, None] * frequencies
+            self.constant(f"{name}.cos", np.cos(angles).astype(np.float32))
+            self.constant(f"{name}.sin", np.sin(angles).astype(np.float32))
+        return f"{name}.cos", f"{name}.sin"
+
+    def add_input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def add_output(self, source: str, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Make a value a graph output under a public name."""
+        for node in reversed(self.nodes):
+            for i, output in enumerate(node.output):
+                if output == source:
+                    node.output[i] = name
+                    self._rename_uses(source, name)
+                    self.outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+                    return name
+        raise GraphError(f"{source!r} is no node's output and cannot become the output {name!r}")
+
+    def _rename_uses(self, old: str, new: str) -> None:
+        for node in self.nodes:
+            for i, value in enumerate(node.input):
+                if value == old:
+                    node.input[i] = new
+
+    def add_state(self, state: StateSpec, layer: int) -> str:
+        return self.add_input(state_names(state.name, layer)[0], TensorProto.FLOAT, state.shape)
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the model; large weights go to `NAME.data` beside it, aligned for mapping.
+
+        Raises:
+            GraphError: the graph is not valid ONNX.
+        """
+        graph = helper.make_graph(self.nodes, path.stem, self.inputs, self.outputs, list(self.initializers.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, producer_name="archsearch", ir_version=10)
+        helper.set_model_props(model, dict(metadata))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if sum(len(tensor.raw_data) for tensor in self.initializers.values()) > EXTERNAL_ABOVE_BYTES:
+            data = path.with_name(path.name + ".data")
+            data.unlink(missing_ok=True)
+            onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=4096)
+        else:
+            onnx.save(model, path)
+
+
+def state_names(state: str, layer: int) -> tuple[str, str]:
+    """Input and output name of a layer's state, as published LFM2 models name theirs."""
+    if state in ("key", "value"):
+        return f"past_key_values.{layer}.{state}", f"present.{layer}.{state}"
+    return f"past_{state}.{layer}", f"present_{state}.{layer}"
