@@ -54,21 +54,23 @@ class Case:
 class RunPlan:
     """One series of measurements in one fresh process.
 
-    Every round runs each case at least `min_runs` times and at least `min_time_ns` long (and at most `max_time_ns`,
-    once `min_runs` is met), after `warmup_runs` untimed ones. `purpose` "memory" takes exactly one case: it loads,
-    runs `min_runs` times, and reports peak memory, not time.
+    Every round runs each case at least `min_runs` times and at least `min_time_ns` long,
+    after `warmup_runs` untimed ones. A decode step is repeated as it is: the cache lengths it is given
+    do not advance. `purpose` "memory" takes exactly one case: it loads, runs `min_runs` times, and reports peak memory, not
+    time. "outputs" runs each case `min_runs` times and reports what it computed, so that agents can be compared.
     """
 
     cases: tuple[Case, ...]
-    purpose: Literal["latency", "memory"] = "latency"
+    purpose: Literal["latency", "memory", "outputs"] = "latency"
     threads: int = 1
     cores: tuple[int, ...] | None = None
     """Pin to these logical cores; None leaves the choice to the device (its fastest, one thread a physical core)."""
     rounds: int = 3
+    done: tuple[tuple[str, int], ...] = ()
+    """(case, round) pairs to leave out: those an earlier, interrupted series has already measured."""
     warmup_runs: int = 2
     min_runs: int = 5
     min_time_ns: int = 100_000_000
-    max_time_ns: int = 2_000_000_000
     allow_spinning: bool = False
     memory_arena: bool = False
     memory_limit_bytes: int | None = None
@@ -150,6 +152,14 @@ class MemoryResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OutputsResult:
+    """SHA-256 of every output's bytes after the last run, states included."""
+
+    case_id: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Failed:
     """A case that gave no result, and why. The series goes on with the others."""
 
@@ -158,4 +168,4 @@ class Failed:
     detail: str
 
 
-Event = Started | Loaded | RoundResult | MemoryResult | Failed
+Event = Started | Loaded | RoundResult | MemoryResult | OutputsResult | Failed
