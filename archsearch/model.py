@@ -37,15 +37,18 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """GPT-2's initialisation: N(0, 0.02) for matrices, and 1/sqrt(2 layers) of that for those that write to the residual
-        stream, so that its variance does not grow with depth. Norms start at one, biases at zero, convolutions at
-        torch's default (their fan-in is the kernel size, not the hidden size)."""
+        """GPT-2's initialisation, which LFM2, Llama and Qwen configs share: N(0, 0.02) for embedding and matrices.
+
+        Those that write to the residual stream (`out_proj` or `o_proj` of an operator, `w2` of the FFN) get 1/sqrt(2 layers) of that,
+        so that the stream's variance does not grow with depth. Norms start at one and biases at zero. Convolutions keep
+        torch's default, for their fan-in is the kernel size and 0.02 would all but silence them.
+        """
         residual_std = INIT_STD / math.sqrt(2 * len(self.layers))
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                writes_residual = name.endswith(("out_proj.weight", "o_proj.weight", "ffn.w2.weight"))
+                writes_residual = name.endswith((".out_proj.weight", ".o_proj.weight", ".ffn.w2.weight"))
                 nn.init.normal_(parameter, std=residual_std if writes_residual else INIT_STD)
-            elif name.endswith("bias"):
+            elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 
     @property
@@ -74,7 +77,7 @@ class LanguageModel(nn.Module):
         x_BTD, _ = self.hidden(ids_BT)
         flat_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
         total = flat_ND.new_zeros(())
-        for x_CD, targets_C in zip(flat_ND.split(LOSS_CHUNK), targets_N.split(LOSS_CHUNK), strict=True):
+        for x_CD, targets_C in zip(torch.split(flat_ND, LOSS_CHUNK), torch.split(targets_N, LOSS_CHUNK), strict=True):
             if len(flat_ND) > LOSS_CHUNK and torch.is_grad_enabled():
                 part = torch.utils.checkpoint.checkpoint(self._summed_loss, x_CD, targets_C, ignore_index, use_reentrant=False)
             else:
@@ -88,41 +91,72 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def stream(
-        self, ids_BT: Tensor, max_new_tokens: int, *, temperature: float = 0.0, top_k: int | None = None, generator: torch.Generator | None = None
+        self,
+        ids_BT: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
-        """Yield one column of new tokens [B] after the other; `temperature=0` is greedy.
+        """Yield one column of new token ids [B] after the other.
 
         Args:
             ids_BT: the prompt, at least one token.
+            temperature: divides the logits; 0 is greedy.
             top_k: sample among this many most likely tokens only.
-        """
-        logits_BTV, state = self(ids_BT)
-        for i in range(max_new_tokens):
-            logits_BV = logits_BTV[:, -1]
-            if temperature == 0:
-                next_B = logits_BV.argmax(-1)
-            else:
-                if top_k is not None:
-                    smallest = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
-                    logits_BV = logits_BV.masked_fill(logits_BV < smallest, float("-inf"))
-                next_B = torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=generator)[:, 0]
-            yield next_B
-            if i + 1 < max_new_tokens:
-                logits_BTV, state = self(next_B[:, None], state)
+            seed: same seed, same text; `generator` does the same for somebody who goes on drawing from it.
 
-    def generate(self, ids_BT: Tensor, max_new_tokens: int, **sampling: object) -> Tensor:
-        """The prompt and `max_new_tokens` more, [B, T + new]; `sampling` as in `stream`."""
-        new = list(self.stream(ids_BT, max_new_tokens, **sampling))  # type: ignore[arg-type]
-        return torch.cat([ids_BT, *(column[:, None] for column in new)], dim=1)
+        Raises:
+            ValueError: an empty prompt.
+        """
+        if not ids_BT.shape[1]:
+            raise ValueError("the prompt is empty; give at least one token to go on from")
+        if seed is not None:
+            generator = torch.Generator(ids_BT.device).manual_seed(seed)
+        state = None
+        for _ in range(max_new_tokens):
+            x_BTD, state = self.hidden(ids_BT, state)
+            logits_BV = F.linear(x_BTD[:, -1], self.head_weight_VD)
+            ids_BT = _choose(logits_BV, temperature, top_k, generator)
+            yield ids_BT[:, 0]
+
+    def generate(
+        self,
+        ids_BT: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The prompt and `max_new_tokens` more, [B, T + new]; everything else as in `stream`."""
+        new = self.stream(ids_BT, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed, generator=generator)
+        return torch.cat([ids_BT, *(column_B[:, None] for column_B in new)], dim=1)
 
     def numpy_weights(self) -> dict[str, np.ndarray]:
-        """All parameters as float32 arrays, under the names that `operators.graph` takes."""
+        """All parameters as float32 arrays, under the names that `operators.graph` takes.
+
+        Those that are float32 on the CPU already are shared with the model, not copied.
+        """
         return {name: parameter.detach().float().cpu().numpy() for name, parameter in self.named_parameters()}
 
-    def load_numpy(self, weights: Mapping[str, np.ndarray]) -> None:
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Set all parameters from arrays of the same names and shapes.
 
         Raises:
             RuntimeError: a name is missing or unknown, or a shape differs.
         """
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
+
+def _choose(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """The next token ids, [B, 1]."""
+    if temperature == 0:
+        return logits_BV.argmax(-1, keepdim=True)
+    if top_k is not None:
+        least_B1 = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
+    return torch.multinomial((logits_BV.float() / temperature).softmax(-1), 1, generator=generator)

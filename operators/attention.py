@@ -9,27 +9,30 @@ from torch.nn import functional as F
 from operators.norm import RMSNorm
 from operators.specs import GqaSpec, ModelDims, SwaSpec
 
-KvState = tuple[Tensor, Tensor, int]
+QUERY_BLOCK = 128
+"""Fewest queries that a sliding window handles at once, so that a narrow window does not mean many tiny products."""
 
 
-def rotary(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, head_dim/2] of the rotary embedding (arXiv 2104.09864), computed in float64."""
+def rotary(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, head_dim/2] of the rotary embedding (arXiv 2104.09864), float64: angles may be large."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions_T.device) / head_dim)
-    angles = positions_T.double()[:, None] * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = positions_T[:, None] * frequencies
+    return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of each head ("rotate-half", as Llama and LFM2 do)."""
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotate pairs of channels (i, i + K/2), as Llama and LFM2 do ("rotate-half")."""
+    wide = torch.promote_types(x_BHTK.dtype, torch.float32)
+    cos, sin = cos_TK.to(wide), sin_TK.to(wide)
     first, second = x_BHTK.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTK.dtype)
 
 
 class AttentionModule(nn.Module):
-    """Causal attention with RMSNorm on q and k before the rotary embedding; `window` tokens back where the spec has one.
+    """Causal attention with an RMSNorm over head_dim on q and k, then the rotary embedding; no biases.
 
-    State: keys and values [B, N, T, K] after norm and rotation (the last window-1 of them where there is a window),
-    and the number of tokens seen, which is the next position.
+    State: (keys, values, position). Keys and values are [B, N, S, K], after norm and rotation: of all tokens seen, or
+    of the last `window` - 1. `position` is the number of tokens seen, int64 without dimensions.
     """
 
     def __init__(self, spec: GqaSpec | SwaSpec, dims: ModelDims) -> None:
@@ -45,49 +48,47 @@ class AttentionModule(nn.Module):
         self.q_layernorm = RMSNorm(spec.head_dim, dims.norm_eps)
         self.k_layernorm = RMSNorm(spec.head_dim, dims.norm_eps)
 
-    def forward(self, x_BTD: Tensor, state: KvState | None = None) -> tuple[Tensor, KvState]:
-        B, T, _ = x_BTD.shape
-        seen = state[2] if state is not None else 0
-        cos, sin = rotary(torch.arange(seen, seen + T, device=x_BTD.device), self.head_dim, self.theta, x_BTD.dtype)
-        q_BHTK = rotate(self.q_layernorm(self._split(self.q_proj(x_BTD), self.heads)), cos, sin)
-        k_BNTK = rotate(self.k_layernorm(self._split(self.k_proj(x_BTD), self.kv_heads)), cos, sin)
-        v_BNTK = self._split(self.v_proj(x_BTD), self.kv_heads)
+    def forward(self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        T = x_BTD.shape[1]
+        position = torch.zeros((), dtype=torch.int64, device=x_BTD.device) if state is None else state[2]
+        cos, sin = rotary(position + torch.arange(T, device=x_BTD.device), self.head_dim, self.theta)
+        q_BHTK = rotate(self.q_layernorm(self._split(self.q_proj(x_BTD))), cos, sin)
+        k_BNSK = rotate(self.k_layernorm(self._split(self.k_proj(x_BTD))), cos, sin)
+        v_BNSK = self._split(self.v_proj(x_BTD))
         if state is not None:
-            k_BNTK, v_BNTK = torch.cat([state[0], k_BNTK], dim=2), torch.cat([state[1], v_BNTK], dim=2)
-        y_BHTK = self._attend(q_BHTK, k_BNTK, v_BNTK)
+            k_BNSK, v_BNSK = torch.cat([state[0], k_BNSK], dim=2), torch.cat([state[1], v_BNSK], dim=2)
+        y_BHTK = self._attend(q_BHTK, k_BNSK, v_BNSK)
         if self.window is not None:
-            kept = max(0, k_BNTK.shape[2] - (self.window - 1))
-            k_BNTK, v_BNTK = k_BNTK[:, :, kept:], v_BNTK[:, :, kept:]
-        return self.out_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1)), (k_BNTK, v_BNTK, seen + T)
+            first = max(0, k_BNSK.shape[2] - (self.window - 1))
+            # A copy, for a view would keep the keys and values of the whole prompt alive.
+            k_BNSK, v_BNSK = k_BNSK[:, :, first:].clone(), v_BNSK[:, :, first:].clone()
+        return self.out_proj(y_BHTK.transpose(1, 2).flatten(2)), (k_BNSK, v_BNSK, position + T)
 
-    def _split(self, x_BTD: Tensor, heads: int) -> Tensor:
-        return x_BTD.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+    def _split(self, x_BTD: Tensor) -> Tensor:
+        B, T, _ = x_BTD.shape
+        return x_BTD.view(B, T, -1, self.head_dim).transpose(1, 2)
 
     def _attend(self, q_BHTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor) -> Tensor:
         T, S = q_BHTK.shape[2], k_BNSK.shape[2]
-        grouped = self.heads != self.kv_heads
         if self.window is None or self.window >= S:
             if T == S:
-                return F.scaled_dot_product_attention(q_BHTK, k_BNSK, v_BNSK, is_causal=True, enable_gqa=grouped)
-            mask = None if T == 1 else _band(T, S, None, q_BHTK.device)
-            return F.scaled_dot_product_attention(q_BHTK, k_BNSK, v_BNSK, attn_mask=mask, enable_gqa=grouped)
-        # Blocks of `window` queries, each with the keys it can see: T x 2W work in place of T x S.
+                return self._sdpa(q_BHTK, k_BNSK, v_BNSK, causal=True)
+            return self._sdpa(q_BHTK, k_BNSK, v_BNSK, None if T == 1 else band(T, S, S, q_BHTK.device))
+        # Queries in blocks, each with the keys that it can see: T x 2W work in place of T x S.
+        length = max(self.window, QUERY_BLOCK)
         parts = []
-        for first in range(0, T, self.window):
-            last = min(first + self.window, T)
-            low = max(0, S - T + first - self.window + 1)
-            high = S - T + last
-            mask = _band(last - first, high - low, self.window, q_BHTK.device)
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q_BHTK[:, :, first:last], k_BNSK[:, :, low:high], v_BNSK[:, :, low:high], attn_mask=mask, enable_gqa=grouped
-                )
-            )
+        for first in range(0, T, length):
+            last = min(first + length, T)
+            low, high = max(0, S - T + first - self.window + 1), S - T + last
+            mask = band(last - first, high - low, self.window, q_BHTK.device)
+            parts.append(self._sdpa(q_BHTK[:, :, first:last], k_BNSK[:, :, low:high], v_BNSK[:, :, low:high], mask))
         return torch.cat(parts, dim=2)
 
+    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
 
-def _band(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """[queries, keys], true where a query may look; the last query stands at the last key."""
-    age = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
-    seen = age >= 0
-    return seen if window is None else seen & (age < window)
+
+def band(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """[queries, keys], true where a query may look: itself and `window` - 1 keys before it. The last query stands at the last key."""
+    age = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (age >= 0) & (age < window)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from operators.ffn import Ffn
@@ -11,8 +9,8 @@ from operators.kinds import operator_for
 from operators.norm import RMSNorm
 from operators.specs import BlockSpec, ModelDims
 
-State = Any
-"""What an operator's module returns beside its output: a tuple of tensors, and of integers where it counts tokens."""
+State = tuple[Tensor, ...]
+"""What an operator's module remembers of a sequence; its class says what the tensors are."""
 
 
 class Block(nn.Module):
@@ -26,7 +24,8 @@ class Block(nn.Module):
         self.ffn = Ffn(spec.ffn, dims)
 
     def forward(self, x_BTD: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """`state=None` starts a sequence; the new state is always returned."""
+        """`state=None` starts a sequence; the new state is always returned, and the given one left as it was."""
         mixed_BTD, state = self.operator(self.operator_norm(x_BTD), state)
         x_BTD = x_BTD + mixed_BTD
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD)), state
+        x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD, state

@@ -26,27 +26,6 @@ def _positive(field: str, value: int) -> None:
         raise SpecError(field, f"must be at least 1, got {value}")
 
 
-def _check_heads(spec: GqaSpec | SwaSpec) -> None:
-    for field in ("heads", "kv_heads", "head_dim"):
-        _positive(field, getattr(spec, field))
-    if spec.heads % spec.kv_heads:
-        raise SpecError("kv_heads", f"{spec.heads} heads do not divide among {spec.kv_heads} key/value heads")
-    if spec.head_dim % 8:
-        raise SpecError("head_dim", f"must be a multiple of 8 (rotary embedding in the runtime), got {spec.head_dim}")
-
-
-def _attention_weights(spec: GqaSpec | SwaSpec, dims: ModelDims) -> tuple[WeightSpec, ...]:
-    D, q, kv = dims.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    return (
-        WeightSpec(name="q_proj.weight", shape=(q, D), linear=True),
-        WeightSpec(name="k_proj.weight", shape=(kv, D), linear=True),
-        WeightSpec(name="v_proj.weight", shape=(kv, D), linear=True),
-        WeightSpec(name="out_proj.weight", shape=(D, q), linear=True),
-        WeightSpec(name="q_layernorm.weight", shape=(spec.head_dim,), linear=False),
-        WeightSpec(name="k_layernorm.weight", shape=(spec.head_dim,), linear=False),
-    )
-
-
 class ShortConv(Operator):
     spec_type = ShortConvSpec
     family = "conv"
@@ -72,7 +51,9 @@ class ShortConv(Operator):
     def mixing_flops(self, spec: ShortConvSpec, dims: ModelDims, *, tokens: int, context: int) -> int:
         return tokens * dims.hidden_size * (2 * spec.kernel_size + 2)
 
-    def reference(self, spec: Any, dims: ModelDims, weights: Mapping[str, np.ndarray], x_BTD: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
+    def reference(
+        self, spec: Any, dims: ModelDims, weights: Mapping[str, np.ndarray], x_BTD: np.ndarray, state: Any = None
+    ) -> tuple[np.ndarray, Any]:
         from operators.reference import short_conv
 
         return short_conv(spec, dims, weights, x_BTD, state)
@@ -82,24 +63,62 @@ class ShortConv(Operator):
 
         return ShortConvModule(spec, dims)
 
-    def emit(self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    def emit(
+        self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]
+    ) -> tuple[str, tuple[str, ...]]:
         from operators.graph.emit import short_conv
 
         return short_conv(graph, spec, dims, prefix, x, past)
 
 
-class Gqa(Operator):
+class _Attention(Operator):
+    """What GQA and SWA share: everything but how far back a token sees."""
+
+    def check(self, spec: Any, dims: ModelDims) -> None:
+        for field in ("heads", "kv_heads", "head_dim"):
+            _positive(field, getattr(spec, field))
+        if spec.heads % spec.kv_heads:
+            raise SpecError("kv_heads", f"{spec.heads} heads do not divide among {spec.kv_heads} key/value heads")
+        if spec.head_dim % 8:
+            raise SpecError("head_dim", f"must be a multiple of 8 (rotary embedding in the runtime), got {spec.head_dim}")
+
+    def weights(self, spec: GqaSpec | SwaSpec, dims: ModelDims) -> tuple[WeightSpec, ...]:
+        D, q, kv = dims.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        return (
+            WeightSpec(name="q_proj.weight", shape=(q, D), linear=True),
+            WeightSpec(name="k_proj.weight", shape=(kv, D), linear=True),
+            WeightSpec(name="v_proj.weight", shape=(kv, D), linear=True),
+            WeightSpec(name="out_proj.weight", shape=(D, q), linear=True),
+            WeightSpec(name="q_layernorm.weight", shape=(spec.head_dim,), linear=False),
+            WeightSpec(name="k_layernorm.weight", shape=(spec.head_dim,), linear=False),
+        )
+
+    def reference(
+        self, spec: Any, dims: ModelDims, weights: Mapping[str, np.ndarray], x_BTD: np.ndarray, state: Any = None
+    ) -> tuple[np.ndarray, Any]:
+        from operators.reference import attention
+
+        return attention(spec, dims, weights, x_BTD, state)
+
+    def module(self, spec: GqaSpec | SwaSpec, dims: ModelDims) -> nn.Module:
+        from operators.attention import AttentionModule
+
+        return AttentionModule(spec, dims)
+
+    def emit(
+        self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]
+    ) -> tuple[str, tuple[str, ...]]:
+        from operators.graph.emit import attention
+
+        return attention(graph, spec, dims, prefix, x, past)
+
+
+class Gqa(_Attention):
     spec_type = GqaSpec
     family = "gqa"
 
     def label(self, spec: GqaSpec) -> str:
         return f"gqa{spec.kv_heads}"
-
-    def check(self, spec: GqaSpec, dims: ModelDims) -> None:
-        _check_heads(spec)
-
-    def weights(self, spec: GqaSpec, dims: ModelDims) -> tuple[WeightSpec, ...]:
-        return _attention_weights(spec, dims)
 
     def states(self, spec: GqaSpec, dims: ModelDims) -> tuple[StateSpec, ...]:
         shape = ("batch", spec.kv_heads, "cache", spec.head_dim)
@@ -109,39 +128,25 @@ class Gqa(Operator):
         pairs = tokens * context + tokens * (tokens + 1) // 2
         return 4 * spec.heads * spec.head_dim * pairs
 
-    def reference(self, spec: Any, dims: ModelDims, weights: Mapping[str, np.ndarray], x_BTD: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
-        from operators.reference import attention
 
-        return attention(spec, dims, weights, x_BTD, state)
-
-    def module(self, spec: GqaSpec, dims: ModelDims) -> nn.Module:
-        from operators.attention import AttentionModule
-
-        return AttentionModule(spec, dims)
-
-    def emit(self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-        from operators.graph.emit import attention
-
-        return attention(graph, spec, dims, prefix, x, past)
-
-
-class Swa(Gqa):
-    spec_type = SwaSpec  # type: ignore[assignment]
+class Swa(_Attention):
+    spec_type = SwaSpec
     family = "swa"
 
-    def label(self, spec: SwaSpec) -> str:  # type: ignore[override]
+    def label(self, spec: SwaSpec) -> str:
         return f"swa{spec.window}"
 
-    def check(self, spec: SwaSpec, dims: ModelDims) -> None:  # type: ignore[override]
-        _check_heads(spec)  # type: ignore[arg-type]
+    def check(self, spec: SwaSpec, dims: ModelDims) -> None:
+        super().check(spec, dims)
         _positive("window", spec.window)
 
-    def states(self, spec: SwaSpec, dims: ModelDims) -> tuple[StateSpec, ...]:  # type: ignore[override]
+    def states(self, spec: SwaSpec, dims: ModelDims) -> tuple[StateSpec, ...]:
         shape = ("batch", spec.kv_heads, swa_capacity(spec.window), spec.head_dim)
         return tuple(StateSpec(name=name, shape=shape, shared=True) for name in ("key", "value"))
 
-    def mixing_flops(self, spec: SwaSpec, dims: ModelDims, *, tokens: int, context: int) -> int:  # type: ignore[override]
-        pairs = sum(min(context + t + 1, spec.window) for t in range(tokens))
+    def mixing_flops(self, spec: SwaSpec, dims: ModelDims, *, tokens: int, context: int) -> int:
+        growing = min(tokens, max(0, spec.window - context))  # tokens whose window is not full yet
+        pairs = growing * context + growing * (growing + 1) // 2 + (tokens - growing) * spec.window
         return 4 * spec.heads * spec.head_dim * pairs
 
 
@@ -198,7 +203,9 @@ class Gla(Operator):
         recurrence = 5 * K * V // spec.heads
         return tokens * (low_rank + recurrence)
 
-    def reference(self, spec: Any, dims: ModelDims, weights: Mapping[str, np.ndarray], x_BTD: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
+    def reference(
+        self, spec: Any, dims: ModelDims, weights: Mapping[str, np.ndarray], x_BTD: np.ndarray, state: Any = None
+    ) -> tuple[np.ndarray, Any]:
         from operators.reference import gla
 
         return gla(spec, dims, weights, x_BTD, state)
@@ -208,7 +215,9 @@ class Gla(Operator):
 
         return GlaModule(spec, dims)
 
-    def emit(self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    def emit(
+        self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]
+    ) -> tuple[str, tuple[str, ...]]:
         from operators.graph.emit import gla
 
         return gla(graph, spec, dims, prefix, x, past)

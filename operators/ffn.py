@@ -19,4 +19,5 @@ class Ffn(nn.Module):
         self.w2 = nn.Linear(hidden, D, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+        y_BTD: Tensor = self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+        return y_BTD

@@ -1,6 +1,7 @@
-"""Gated linear attention (arXiv 2312.06635), in chunks for training and one step at a time for decoding.
+"""Gated linear attention (arXiv 2312.06635), in chunks for whole sequences and as the recurrence for single tokens.
 
-Shapes: H heads, K and V channels of a head, C tokens of a chunk.
+Shapes: B batch, H heads, T tokens, K and V channels of a head; a sequence is cut into N chunks of C tokens, and those into
+M sub-chunks of c tokens.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from torch.nn import functional as F
 from operators.norm import RMSNorm
 from operators.specs import GlaSpec, ModelDims
 
-GlaState = tuple[Tensor]
-
 CHUNK = 64
-SUBCHUNK = 16
-"""Within a chunk, decays are taken between sub-chunks of this length, so that no exponent is ever positive."""
+SUBCHUNK = 8
 
 
 class GlaModule(nn.Module):
-    """`o_t = q_t S_t / sqrt(K)` with `S_t = diag(exp g_t) S_{t-1} + k_t v_t^T`; then RMSNorm per head, a swish gate, `o_proj`.
+    """`S_t = diag(exp g_t) S_{t-1} + k_t v_t^T`, `o_t = q_t S_t / sqrt(K)`; then an RMSNorm per head, a swish gate, `o_proj`.
 
-    State: S, [B, H, K, V]; zeros at the start of a sequence.
+    Log-decays `g = logsigmoid(up(down(x))) / gate_normalizer` go through a bottleneck of `gate_rank` channels.
+    State: (S,), [B, H, K, V], in float32 or wider whatever the weights are.
     """
 
     def __init__(self, spec: GlaSpec, dims: ModelDims) -> None:
@@ -37,58 +36,62 @@ class GlaModule(nn.Module):
         self.g_norm = RMSNorm(values // spec.heads, dims.norm_eps)
         self.o_proj = nn.Linear(values, D, bias=False)
 
-    def forward(self, x_BTD: Tensor, state: GlaState | None = None) -> tuple[Tensor, GlaState]:
-        q_BHTK = self._split(self.q_proj(x_BTD))
-        k_BHTK = self._split(self.k_proj(x_BTD))
-        v_BHTV = self._split(self.v_proj(x_BTD))
-        decay_BHTK = self._split(F.logsigmoid(self.gk_proj(x_BTD)) / self.gate_normalizer)
-        B, H, T, K = q_BHTK.shape
-        S_BHKV = state[0] if state is not None else q_BHTK.new_zeros(B, H, K, v_BHTV.shape[-1])
-        scan = step if T == 1 else chunked
-        o_BHTV, S_BHKV = scan(q_BHTK * K**-0.5, k_BHTK, v_BHTV, decay_BHTK, S_BHKV)
-        gated_BTD = self.g_norm(o_BHTV).transpose(1, 2).flatten(2) * F.silu(self.g_proj(x_BTD))
-        return self.o_proj(gated_BTD), (S_BHKV,)
+    def forward(self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        q, k, v, gate = (self._heads(layer(x_BTD)).to(wide) for layer in (self.q_proj, self.k_proj, self.v_proj, self.gk_proj))
+        decay = F.logsigmoid(gate) / self.gate_normalizer
+        B, H, T, K = q.shape
+        S_BHKV = q.new_zeros(B, H, K, v.shape[-1]) if state is None else state[0]
+        o_BHTV, S_BHKV = (step if T == 1 else chunked)(q * K**-0.5, k, v, decay, S_BHKV)
+        o_BTD = self.g_norm(o_BHTV.to(x_BTD.dtype)).transpose(1, 2).flatten(2)
+        return self.o_proj(o_BTD * F.silu(self.g_proj(x_BTD))), (S_BHKV,)
 
-    def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        B, T, _ = x_BTD.shape
+        return x_BTD.view(B, T, self.heads, -1).transpose(1, 2)
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S_BHKV: Tensor) -> tuple[Tensor, Tensor]:
-    """One token: the recurrence itself."""
-    S_BHKV = decay.exp().transpose(2, 3) * S_BHKV + k.transpose(2, 3) * v
+    """One token, [B, H, 1, K or V]: the recurrence itself (section 4.1 of the paper)."""
+    S_BHKV = decay.exp().mT * S_BHKV + k.mT @ v
     return q @ S_BHKV, S_BHKV
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S_BHKV: Tensor) -> tuple[Tensor, Tensor]:
-    """Many tokens, `CHUNK` at a time (section 4 of the paper): all exponents are differences of cumulated log-decays and
-    therefore at most zero."""
-    outputs = []
-    for first in range(0, q.shape[2], CHUNK):
-        part = slice(first, first + CHUNK)
-        o, S_BHKV = _chunk(q[:, :, part], k[:, :, part], v[:, :, part], decay[:, :, part].cumsum(2), S_BHKV)
-        outputs.append(o)
-    return torch.cat(outputs, dim=2), S_BHKV
+    """Many tokens, [B, H, T, K or V]: in parallel within chunks, the recurrence from chunk to chunk (sections 4.2 and 4.3).
+
+    The end is padded with tokens of zero keys and no decay, which leave the state as it is.
+    """
+    T = q.shape[2]
+    length = min(CHUNK, T + -T % SUBCHUNK)
+    q, k, v, decay = (torch.unflatten(F.pad(x, (0, 0, 0, -T % length)), 2, (-1, length)) for x in (q, k, v, decay))
+    G_BHNCK = decay.cumsum(-2)  # log-decay from before the chunk to each of its tokens
+    total = G_BHNCK[..., -1:, :]
+    added_BHNKV = (k * (total - G_BHNCK).exp()).mT @ v
+    kept_BHNK1 = total.exp().mT
+    before = []
+    for n in range(added_BHNKV.shape[2]):
+        before.append(S_BHKV)
+        S_BHKV = kept_BHNK1[:, :, n] * S_BHKV + added_BHNKV[:, :, n]
+    o_BHNCV = (q * G_BHNCK.exp()) @ torch.stack(before, dim=2) + _within_chunk(q, k, v, G_BHNCK)
+    return o_BHNCV.flatten(2, 3)[:, :, :T], S_BHKV
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, G: Tensor, S_BHKV: Tensor) -> tuple[Tensor, Tensor]:
-    """One chunk; G is the sum of log-decays from its first token on, [B, H, C, K]."""
-    rows = []
-    for first in range(0, q.shape[2], SUBCHUNK):
-        own = slice(first, first + SUBCHUNK)
-        q_own, k_own, G_own = q[:, :, own], k[:, :, own], G[:, :, own]
-        # Among the sub-chunk's own tokens: each pair's decay by itself, masked before the exponential.
-        difference = G_own[:, :, :, None] - G_own[:, :, None]
-        causal = torch.ones(q_own.shape[2], q_own.shape[2], dtype=torch.bool, device=q.device).tril()
-        pair = difference.masked_fill(~causal[:, :, None], float("-inf")).exp()
-        scores = torch.einsum("bhik,bhjk,bhijk->bhij", q_own, k_own, pair)
-        o = scores @ v[:, :, own]
-        if first:
-            # Towards earlier tokens of the chunk: both decays relative to the last token before the sub-chunk.
-            pivot = G[:, :, first - 1 : first]
-            earlier = (q_own * (G_own - pivot).exp()) @ (k[:, :, :first] * (pivot - G[:, :, :first]).exp()).transpose(2, 3)
-            o = o + earlier @ v[:, :, :first]
-        rows.append(o)
-    total = G[:, :, -1:]
-    output = torch.cat(rows, dim=2) + (q * G.exp()) @ S_BHKV
-    S_BHKV = total.exp().transpose(2, 3) * S_BHKV + (k * (total - G).exp()).transpose(2, 3) @ v
-    return output, S_BHKV
+def _within_chunk(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
+    """What the tokens of a chunk see of each other: `sum_d q_id k_jd exp(G_id - G_jd)` times `v_j`, over j <= i.
+
+    `exp(-G)` by itself overflows where decays are strong, so every exponent here is a difference that is at most zero:
+    pair by pair among the tokens of a sub-chunk; towards earlier sub-chunks, by way of the token just before the own one.
+    """
+    q_m, k_m, v_m, G_m = (torch.unflatten(x, -2, (-1, SUBCHUNK)) for x in (q, k, v, G))  # [B, H, N, M, c, K or V]
+    later = torch.ones(SUBCHUNK, SUBCHUNK, dtype=torch.bool, device=q.device).triu(1)
+    pair = (G_m[..., :, None, :] - G_m[..., None, :, :]).masked_fill(later[..., None], float("-inf")).exp()
+    scores = ((k_m[..., None, :, :] * pair) @ q_m[..., None]).squeeze(-1)
+    o_m = scores @ v_m
+    parts = [o_m[..., 0, :, :]]
+    for m in range(1, q_m.shape[-3]):
+        first = m * SUBCHUNK
+        pivot = G[..., first - 1 : first, :]
+        towards = (q_m[..., m, :, :] * (G_m[..., m, :, :] - pivot).exp()) @ (k[..., :first, :] * (pivot - G[..., :first, :]).exp()).mT
+        parts.append(o_m[..., m, :, :] + towards @ v[..., :first, :])
+    return torch.cat(parts, dim=-2)

@@ -74,7 +74,9 @@ class Operator(ABC):
         """The torch module: `forward(x_BTD, state=None) -> (y_BTD, state)`, with or without a state."""
 
     @abstractmethod
-    def emit(self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    def emit(
+        self, graph: GraphBuilder, spec: Any, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]
+    ) -> tuple[str, tuple[str, ...]]:
         """Write the operator into an ONNX graph.
 
         Args:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from operators.specs import ModelDims, ShortConvSpec
 
-ConvState = tuple[Tensor]
-
 
 class ShortConvModule(nn.Module):
-    """`out_proj(C * conv(B * x))` with `B, C, x = chunk(in_proj(h), 3)`: causal, depthwise, no bias, no activation.
+    """`out_proj(C * conv(B * x))` with `B, C, x = chunk(in_proj(h), 3)`: causal, depthwise, no biases, no activation.
 
-    State: the last k-1 columns of `B * x`, [B, k-1, D]; zeros at the start of a sequence.
+    State: (columns,), the last k-1 columns of `B * x`, [B, k-1, D]; zeros at the start of a sequence.
     """
 
     def __init__(self, spec: ShortConvSpec, dims: ModelDims) -> None:
@@ -25,10 +22,12 @@ class ShortConvModule(nn.Module):
         self.conv = nn.Conv1d(D, D, spec.kernel_size, groups=D, bias=False)
         self.out_proj = nn.Linear(D, D, bias=False)
 
-    def forward(self, x_BTD: Tensor, state: ConvState | None = None) -> tuple[Tensor, ConvState]:
+    def forward(self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        B, T, D = x_BTD.shape
         gate_in_BTD, gate_out_BTD, h_BTD = self.in_proj(x_BTD).chunk(3, dim=-1)
         gated_BTD = gate_in_BTD * h_BTD
-        past = state[0] if state is not None else gated_BTD.new_zeros(len(x_BTD), self.kernel_size - 1, x_BTD.shape[-1])
-        padded_BTD = torch.cat([past, gated_BTD], dim=1)
-        mixed_BTD = F.conv1d(padded_BTD.transpose(1, 2), self.conv.weight, groups=x_BTD.shape[-1]).transpose(1, 2)
-        return self.out_proj(gate_out_BTD * mixed_BTD), (padded_BTD[:, -(self.kernel_size - 1) :],)
+        past_BkD = gated_BTD.new_zeros(B, self.kernel_size - 1, D) if state is None else state[0]
+        columns_BSD = torch.cat([past_BkD, gated_BTD], dim=1)
+        mixed_BTD = self.conv(columns_BSD.mT).mT
+        # A copy, for a view would keep the columns of the whole prompt alive.
+        return self.out_proj(gate_out_BTD * mixed_BTD), (columns_BSD[:, T:].clone(),)
