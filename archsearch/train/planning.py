@@ -1,0 +1,127 @@
+"""From settings to a plan: every number fixed before the first update, as the schedule needs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import torch
+
+from archsearch.data import TokenData
+from archsearch.model import LanguageModel
+from archsearch.spec import ArchSpec
+from archsearch.train.schedule import phases
+from archsearch.train.settings import (
+    MICRO_BATCH_TOKENS,
+    MIN_STEPS,
+    TOKENS_PER_PARAMETER,
+    TrainPlan,
+    TrainSettings,
+    default_batch,
+    default_learning_rate,
+    default_sequence,
+    evaluation_steps,
+    plan_steps,
+)
+from archsearch.train.trainer import Trainer, fastest_dtype
+
+log = logging.getLogger(__name__)
+
+PYTHON_PROMPTS = ("import", "def", "class")
+"""Continued at the end where the text is the standard library's and no prompts are given."""
+FORWARD_SHARE = 1 / 3
+"""Of a training step's FLOPs: the backward pass takes twice the forward's."""
+USABLE_SHARE = 0.9
+"""Of a time budget, for updates and evaluations: the rest is for checkpoints, samples and a machine that slows down."""
+
+
+def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, seconds_left: float | None = None) -> TrainPlan:
+    """Fill in what the settings leave open. With a time budget, train a throw-away copy for a moment to learn the speed.
+
+    Args:
+        seconds_left: of the time budget, if not all of it.
+
+    Raises:
+        InputError: too little text for the sequence length.
+    """
+    parameters = _parameters(spec)
+    sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    draft = TrainPlan(
+        spec_id=spec.spec_id,
+        parameters=parameters,
+        data_fingerprint=data.fingerprint,
+        sources=tuple(map(str, data.corpus.sources)),
+        text_field=data.corpus.text_field,
+        seed=settings.seed,
+        sequence=sequence,
+        batch=settings.batch or 1,
+        micro_batch=settings.micro_batch or max(1, MICRO_BATCH_TOKENS // sequence),
+        steps=1,
+        learning_rate=settings.learning_rate or default_learning_rate(spec.hidden_size),
+        schedule=settings.schedule,
+        warmup_steps=0,
+        decay_steps=1,
+        eval_tokens=1,
+        eval_steps=(),
+        sample_tokens=settings.sample_tokens,
+        prompts=settings.prompts or (() if data.corpus.sources else PYTHON_PROMPTS),
+        threads=settings.threads or torch.get_num_threads(),
+        device=device,
+        dtype=fastest_dtype(spec.hidden_size, device),
+        max_seconds=settings.max_seconds,
+    )
+    if settings.max_seconds is None:
+        tokens = settings.tokens or min(TOKENS_PER_PARAMETER * parameters, len(data.training))
+    else:
+        start = time.monotonic()
+        speed = measure_speed(spec, data, replace(draft, batch=settings.batch or draft.micro_batch), 0.03 * settings.max_seconds)
+        left = (seconds_left or settings.max_seconds) - (time.monotonic() - start)
+        tokens = _tokens_in(left * USABLE_SHARE, speed, settings, sequence)
+        draft = replace(draft, measured_tokens_per_s=speed)
+    batch = settings.batch or default_batch(tokens, sequence)
+    steps = plan_steps(tokens, batch * sequence)
+    if settings.max_seconds is not None and steps < MIN_STEPS:
+        log.warning("%.0f seconds are enough for %d updates only; %d are made", settings.max_seconds, steps, MIN_STEPS)
+        steps = MIN_STEPS
+    warmup, decay = phases(settings.schedule, steps)
+    return replace(
+        draft,
+        batch=batch,
+        micro_batch=min(draft.micro_batch, batch),
+        steps=steps,
+        warmup_steps=warmup,
+        decay_steps=decay,
+        eval_tokens=settings.eval_tokens or _eval_tokens(steps * batch * sequence, sequence),
+        eval_steps=evaluation_steps(steps, settings.evaluations),
+    )
+
+
+def measure_speed(spec: ArchSpec, data: TokenData, plan: TrainPlan, seconds: float) -> float:
+    """Training tokens a second of a throw-away model: the median of the updates, the first left out."""
+    trainer = Trainer(spec, data, plan)
+    trainer.update()
+    durations: list[float] = []
+    while len(durations) < 3 or (sum(durations) < seconds and len(durations) < 100):
+        start = time.perf_counter()
+        trainer.update()
+        durations.append(time.perf_counter() - start)
+    return plan.tokens_per_step / sorted(durations)[len(durations) // 2]
+
+
+def _tokens_in(seconds: float, speed: float, settings: TrainSettings, sequence: int) -> int:
+    """Training tokens that fit beside the evaluations."""
+    available = int(seconds * speed)
+    eval_tokens = settings.eval_tokens or _eval_tokens(available, sequence)
+    return max(1, available - int(settings.evaluations * eval_tokens * FORWARD_SHARE))
+
+
+def _eval_tokens(tokens: int, sequence: int) -> int:
+    """A fortieth of the training tokens, so that eight evaluations cost 7 % of the training; 16 sequences to tell layouts apart."""
+    return min(max(tokens // 40, min(16 * sequence, tokens // 8), sequence), 1 << 20)
+
+
+def _parameters(spec: ArchSpec) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in LanguageModel(spec).parameters())

@@ -1,0 +1,170 @@
+"""What may be asked of a training (`TrainSettings`), and what is done (`TrainPlan`): every choice made, and kept with the checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from archsearch.errors import CheckpointError, InputError
+
+Schedule = Literal["cosine", "wsd"]
+Dtype = Literal["fp32", "bf16"]
+
+TOKENS_PER_PARAMETER = 20
+"""Default budget, the ratio of Hoffmann et al. (arXiv 2203.15556), unless the text runs out before."""
+MICRO_BATCH_TOKENS = 1024
+"""Tokens that go through the model at once: on CPUs more are no faster, and need more memory."""
+MIN_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """None leaves the choice to `make_plan`."""
+
+    tokens: int | None = None
+    """Training tokens in all, rounded up to whole steps."""
+    max_seconds: float | None = None
+    """Wall-clock budget; the tokens that fit are estimated from the first steps. Not together with `tokens`."""
+    sequence: int | None = None
+    """Tokens of a training sequence."""
+    batch: int | None = None
+    """Sequences of an update."""
+    micro_batch: int | None = None
+    """Sequences that go through the model at once; gradients add up over the batch."""
+    learning_rate: float | None = None
+    """Peak of the schedule."""
+    schedule: Schedule = "cosine"
+    seed: int = 0
+    """Of the initial weights and the order of the data."""
+    threads: int | None = None
+    """CPU threads; the default is torch's."""
+    eval_tokens: int | None = None
+    """Held-out tokens of an evaluation."""
+    evaluations: int = 8
+    """How often the held-out loss is taken, the first time before and the last time after the training."""
+    save_every_seconds: float = 60.0
+    """Longest time between two checkpoints."""
+    sample_tokens: int = 80
+    """Tokens of a text sample at the end; 0 for no samples."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of samples, beside those from held-out documents."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.max_seconds is not None:
+            raise InputError("tokens and max_seconds exclude each other: the time decides how many tokens there are")
+        for name in ("tokens", "max_seconds", "sequence", "batch", "micro_batch", "learning_rate", "threads", "eval_tokens"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name}: must be above 0, got {value}")
+        if self.evaluations < 2:
+            raise InputError(f"evaluations: must be at least 2 (before and after), got {self.evaluations}")
+        if self.sample_tokens < 0 or self.save_every_seconds < 0 or self.seed < 0:
+            raise InputError("sample_tokens, save_every_seconds and seed must not be negative")
+        if self.schedule not in ("cosine", "wsd"):
+            raise InputError(f"schedule: must be cosine or wsd, got {self.schedule!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainPlan:
+    """All that decides the outcome. Equal plans give equal weights (same machine, same versions)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    spec_id: str
+    parameters: int
+    data_fingerprint: str
+    sources: tuple[str, ...]
+    text_field: str
+    seed: int
+    sequence: int
+    batch: int
+    micro_batch: int
+    steps: int
+    learning_rate: float
+    schedule: Schedule
+    warmup_steps: int
+    decay_steps: int
+    final_lr_share: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    grad_clip: float = 1.0
+    eval_tokens: int
+    eval_steps: tuple[int, ...]
+    sample_tokens: int
+    prompts: tuple[str, ...]
+    threads: int
+    device: str = "cpu"
+    dtype: Dtype = "fp32"
+    max_seconds: float | None = None
+    """The time budget that `steps` was made from, if there was one."""
+    measured_tokens_per_s: float | None = None
+    """What `steps` was estimated with, if there was a time budget."""
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens in all."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.sequence
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str) -> TrainPlan:
+        """
+        Raises:
+            CheckpointError: not a plan of this version.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(_tuples(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CheckpointError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; train again into another --out") from error
+
+
+def default_sequence(parameters: int) -> int:
+    """Longer for larger models, whose loss still gains from more context (and which have the machine for it)."""
+    for most, sequence in ((30e6, 256), (100e6, 512), (300e6, 1024)):
+        if parameters < most:
+            return sequence
+    return 2048
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """Peak learning rate of AdamW: `6e-4 * 768 / hidden_size`, at most 3e-3.
+
+    The anchor is GPT-3's 125M model (arXiv 2005.14165, table 2.1: 6e-4 at width 768), and 1/width is how Adam's
+    learning rate of hidden matrices transfers (Tensor Programs V, arXiv 2203.03466), which that table follows within
+    a factor of 1.5 up to width 2048. The cap is what tiny models (width 64) were found to train well with.
+    """
+    return min(6e-4 * 768 / hidden_size, 3e-3)
+
+
+def default_batch(tokens: int, sequence: int) -> int:
+    """Sequences of an update: the Step Law's `0.58 * tokens^0.571` tokens (arXiv 2503.04715), at least 2048 tokens."""
+    wanted = max(0.58 * math.pow(tokens, 0.571), 2048.0)
+    return max(1, round(wanted / sequence))
+
+
+def plan_steps(tokens: int, tokens_per_step: int) -> int:
+    return max(1, math.ceil(tokens / tokens_per_step))
+
+
+def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
+    """Steps after which the held-out loss is taken: 0, the last, and evenly between."""
+    return tuple(sorted({round(i * steps / (evaluations - 1)) for i in range(evaluations)}))
+
+
+def _tuples(data: object) -> object:
+    """JSON knows lists only; the plan's sequences are tuples, which strict checking insists on."""
+    if isinstance(data, dict):
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return data

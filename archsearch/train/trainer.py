@@ -1,0 +1,157 @@
+"""A model and its optimizer, one update after the other; and their state as files."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from archsearch.checkpoint import MODEL, OPTIMIZER, WAY_OUT, Checkpoint
+from archsearch.data import Batches, TokenData
+from archsearch.errors import CheckpointError
+from archsearch.model import LanguageModel
+from archsearch.spec import ArchSpec
+from archsearch.train.schedule import learning_rate
+from archsearch.train.settings import Dtype, TrainPlan
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class NonFinite(Exception):
+    """Loss or gradient is not a number; the update was not made. `ids_BT` is the batch, if it was one."""
+
+    def __init__(self, what: str, value: float, ids_BT: npt.NDArray[np.int64] | None) -> None:
+        super().__init__(f"{what} is {value}")
+        self.ids_BT = ids_BT
+
+
+class Trainer:
+    """Everything an update needs. `step` counts the updates made; it, the plan and the tensors decide all that follows."""
+
+    def __init__(self, spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+        self.plan = plan
+        self.step = 0
+        self.batches = Batches(data.training, plan.sequence, plan.batch, plan.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            self.model = LanguageModel(spec).to(plan.device)
+        self.optimizer = _adamw(self.model, plan)
+
+    def update(self) -> tuple[float, float]:
+        """One step: `(loss, gradient norm)`, loss in nats a token before the update.
+
+        Random numbers (an operator of yours may draw some) follow from seed and step, so that there is no state of them to keep.
+
+        Raises:
+            NonFinite: weights and moments are as before.
+        """
+        plan = self.plan
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(plan, self.step)
+        ids_BT = self.batches.at(self.step)
+        self.model.train()
+        self.optimizer.zero_grad()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed * 1_000_003 + self.step)
+            loss = self._backward(torch.from_numpy(ids_BT).to(plan.device))
+        if not math.isfinite(loss):
+            raise NonFinite("the loss", loss, ids_BT)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip))
+        if not math.isfinite(norm):
+            raise NonFinite("the gradient norm", norm, ids_BT)
+        self.optimizer.step()
+        self.step += 1
+        return loss, norm
+
+    def _backward(self, ids_BT: Tensor) -> float:
+        """Accumulate gradients of the mean loss over the batch, a micro-batch at a time."""
+        total = 0.0
+        for part_BT in torch.split(ids_BT, self.plan.micro_batch):
+            with autocast(self.plan):
+                loss = self.model.loss(part_BT[:, :-1], part_BT[:, 1:]) * (len(part_BT) / len(ids_BT))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    def write(self, folder: Path) -> None:
+        """Weights and moments as safetensors files."""
+        weights = {name: parameter.detach().contiguous() for name, parameter in self.model.named_parameters()}
+        save_file(weights, folder / MODEL)
+        moments = {
+            f"{moment}/{name}": self.optimizer.state[parameter][moment].contiguous()
+            for name, parameter in self.model.named_parameters()
+            for moment in MOMENTS
+            if parameter in self.optimizer.state
+        }
+        save_file(moments, folder / OPTIMIZER)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same spec.
+
+        Raises:
+            CheckpointError: a file is damaged, or does not fit the model.
+        """
+        weights = _load(checkpoint, MODEL)
+        moments = _load(checkpoint, OPTIMIZER)
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"{checkpoint.path / MODEL}: does not fit the spec: {problem}; {WAY_OUT}") from error
+        for name, parameter in self.model.named_parameters() if checkpoint.step else ():
+            state: dict[str, Tensor] = {"step": torch.tensor(float(checkpoint.step))}
+            for moment in MOMENTS:
+                tensor = moments.get(f"{moment}/{name}")
+                if tensor is None or tensor.shape != parameter.shape:
+                    raise CheckpointError(f"{checkpoint.path / OPTIMIZER}: has no fitting {moment} for {name}; {WAY_OUT}")
+                state[moment] = tensor.to(parameter.device)
+            self.optimizer.state[parameter] = state
+        self.step = checkpoint.step
+
+
+def _adamw(model: LanguageModel, plan: TrainPlan) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); matrices decay, norms, biases and depthwise convolutions (a gain a channel and tap) do not."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.beta1, plan.beta2), eps=plan.epsilon, fused=True)
+
+
+def autocast(plan: TrainPlan) -> AbstractContextManager[object]:
+    """bf16 matrix products where the plan says so; the weights stay fp32."""
+    if plan.dtype == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(plan.device).type, dtype=torch.bfloat16)
+
+
+def fastest_dtype(hidden_size: int, device: str) -> Dtype:
+    """bf16 where this machine multiplies matrices of this width at least 1.5 times as fast with it: measured, since a CPU
+    without the instructions emulates them, many times slower."""
+    speeds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(256, hidden_size, dtype=dtype, device=device)
+        w = torch.ones(4 * hidden_size, hidden_size, dtype=dtype, device=device)
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            (x @ w.T).sum().item()  # item waits for the device
+            seconds.append(time.perf_counter() - start)
+        speeds[dtype] = 1 / min(seconds)
+    return "bf16" if speeds[torch.bfloat16] > 1.5 * speeds[torch.float32] else "fp32"
+
+
+def _load(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    path = checkpoint.file(name)
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises errors of its own
+        raise CheckpointError(f"{path}: is no readable safetensors file: {error}; {WAY_OUT}") from error
