@@ -83,7 +83,7 @@ def write_model(
     normed, _ = graph.add_and_norm(residual, delta, "embedding_norm.weight")
     scores = _head(graph, normed, "embed_tokens.weight" if tie_embeddings else "lm_head.weight")
     graph.add_output(scores, "logits", TensorProto.FLOAT, ("batch", 1 if logits == "last" else "tokens", vocab_size))
-    extra = {"archsearch.vocab_size": str(vocab_size), "archsearch.logits": logits}
+    extra = {"archsearch.vocab_size": str(vocab_size), "archsearch.logits": logits, "archsearch.tie_embeddings": str(tie_embeddings).lower()}
     graph.save(path, _metadata("model", blocks, dims, precision, max_context) | extra)
     return read_info(path)
 
