@@ -65,33 +65,37 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S_BHKV: Tensor) -> t
     T = q.shape[2]
     length = min(CHUNK, T + -T % SUBCHUNK)
     q, k, v, decay = (torch.unflatten(F.pad(x, (0, 0, 0, -T % length)), 2, (-1, length)) for x in (q, k, v, decay))
-    G_BHNCK = decay.cumsum(-2)  # log-decay from before the chunk to each of its tokens
-    total = G_BHNCK[..., -1:, :]
-    added_BHNKV = (k * (total - G_BHNCK).exp()).mT @ v
-    kept_BHNK1 = total.exp().mT
+    o_BHNCV, to_end_BHNCK = _within_chunk(q, k, v, decay)
+    from_start_BHNCK = decay.cumsum(-2)
+    kept_BHNK1 = from_start_BHNCK[..., -1:, :].exp().mT
+    added_BHNKV = (k * to_end_BHNCK.exp()).mT @ v
     before = []
     for n in range(added_BHNKV.shape[2]):
         before.append(S_BHKV)
         S_BHKV = kept_BHNK1[:, :, n] * S_BHKV + added_BHNKV[:, :, n]
-    o_BHNCV = (q * G_BHNCK.exp()) @ torch.stack(before, dim=2) + _within_chunk(q, k, v, G_BHNCK)
+    o_BHNCV = o_BHNCV + (q * from_start_BHNCK.exp()) @ torch.stack(before, dim=2)
     return o_BHNCV.flatten(2, 3)[:, :, :T], S_BHKV
 
 
-def _within_chunk(q: Tensor, k: Tensor, v: Tensor, G: Tensor) -> Tensor:
-    """What the tokens of a chunk see of each other: `sum_d q_id k_jd exp(G_id - G_jd)` times `v_j`, over j <= i.
+def _within_chunk(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """What the tokens of a chunk see of each other, `o_i = sum_{j<=i} sum_d (q_id k_jd exp(decay from j to i)_d) v_j`,
+    and the log-decay from each token to the end of the chunk.
 
-    `exp(-G)` by itself overflows where decays are strong, so every exponent here is a difference that is at most zero:
-    pair by pair among the tokens of a sub-chunk; towards earlier sub-chunks, by way of the token just before the own one.
+    Every exponent is a plain sum of log-decays, never a difference of two sums: so none is positive, as in `exp(-G)`, which
+    overflows, and none loses its digits to a strong decay elsewhere. Among the c tokens of a sub-chunk, pair by pair;
+    towards earlier ones, from j to the end of its sub-chunk and on to the start of i's.
     """
-    q_m, k_m, v_m, G_m = (torch.unflatten(x, -2, (-1, SUBCHUNK)) for x in (q, k, v, G))  # [B, H, N, M, c, K or V]
-    later = torch.ones(SUBCHUNK, SUBCHUNK, dtype=torch.bool, device=q.device).triu(1)
-    pair = (G_m[..., :, None, :] - G_m[..., None, :, :]).masked_fill(later[..., None], float("-inf")).exp()
-    scores = ((k_m[..., None, :, :] * pair) @ q_m[..., None]).squeeze(-1)
-    o_m = scores @ v_m
-    parts = [o_m[..., 0, :, :]]
-    for m in range(1, q_m.shape[-3]):
-        first = m * SUBCHUNK
-        pivot = G[..., first - 1 : first, :]
-        towards = (q_m[..., m, :, :] * (G_m[..., m, :, :] - pivot).exp()) @ (k[..., :first, :] * (pivot - G[..., :first, :]).exp()).mT
-        parts.append(o_m[..., m, :, :] + towards @ v[..., :first, :])
-    return torch.cat(parts, dim=-2)
+    q_McK, k_McK, v_McV, decay_McK = (torch.unflatten(x, -2, (-1, SUBCHUNK)) for x in (q, k, v, decay))  # behind B, H, N
+    later_cc = torch.ones(SUBCHUNK, SUBCHUNK, dtype=decay.dtype, device=decay.device).tril(-1)
+    pair_MccK = (decay_McK[..., :, None, :] * later_cc[..., None]).cumsum(-3)  # [i, j]: over the tokens after j, up to i
+    scores_Mcc = ((k_McK[..., None, :, :] * pair_MccK.exp()) @ q_McK[..., None]).squeeze(-1).tril()
+    near_McV = scores_Mcc @ v_McV
+    from_start_McK, to_end_McK = decay_McK.cumsum(-2), pair_MccK[..., -1, :, :]
+    q_start_McK = q_McK * from_start_McK.exp()
+    parts, passed_SK = [near_McV[..., 0, :, :]], to_end_McK[..., 0, :, :]
+    for m in range(1, q_McK.shape[-3]):
+        S = m * SUBCHUNK
+        far_cS = q_start_McK[..., m, :, :] @ (k[..., :S, :] * passed_SK.exp()).mT
+        parts.append(near_McV[..., m, :, :] + far_cS @ v[..., :S, :])
+        passed_SK = torch.cat([passed_SK + from_start_McK[..., m, -1:, :], to_end_McK[..., m, :, :]], dim=-2)
+    return torch.cat(parts, dim=-2), passed_SK
