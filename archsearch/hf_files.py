@@ -1,0 +1,148 @@
+"""A folder that transformers loads, and the checks that it computes there what it computes here.
+
+transformers is optional and imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from archsearch.data.tokenizer import Tokenizer
+from archsearch.errors import ParityError, RunError
+from archsearch.files import write_atomic
+from archsearch.hf import MAX_POSITIONS, to_hf_config, to_hf_name
+from archsearch.parity import DECODE, PROMPT, Logits, Weights, build
+from archsearch.spec import ArchSpec
+
+SAMPLE = "def mean(values):\n    return sum(values) / len(values)  # naïve, 42 × 3\n\n\n<|endoftext|>"
+"""Text on which both tokenizers must agree: code, blanks, digits, accents, and a special token spelt out."""
+
+
+def require_transformers() -> None:
+    """
+    Raises:
+        RunError: transformers is not installed, or is too old to know LFM3.
+    """
+    try:
+        from transformers import Lfm3ForCausalLM  # noqa: F401
+    except ImportError as error:
+        raise RunError(
+            "a Hugging Face export is only handed out after transformers itself has run it; "
+            'install it with: pip install "transformers>=5.20"'
+        ) from error
+
+
+def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Tokenizer) -> None:
+    """config.json, model.safetensors, tokenizer.json, tokenizer_config.json, unchecked.
+
+    Raises:
+        HfConfigError: the spec has no counterpart.
+        RunError: the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    end = tokenizer.end_of_document
+    config = to_hf_config(spec, bos_token_id=end, eos_token_id=end)
+    write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    renamed = {to_hf_name(name, spec): value for name, value in weights.items()}
+    try:
+        save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise RunError(f"{folder}: the weights cannot be written: {error}; free some space or choose another place") from error
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
+    write_atomic(folder / "tokenizer.json", tokenizer.to_json())
+    end_token = tokenizer.decode([end])
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_token,
+        "eos_token": end_token,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": MAX_POSITIONS,
+    }
+    write_atomic(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+
+
+class HfDecoder:
+    """An exported folder in transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ParityError: transformers finds weights missing, unknown or of another shape.
+        """
+        from transformers import AutoModelForCausalLM
+
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        self.model, loading = loaded
+        wrong = {what: sorted(map(str, names)) for what, names in loading.items() if names}
+        if wrong:
+            raise ParityError(f"transformers does not take all weights of the export, so nothing was written: {wrong}")
+        self.model.eval()
+        self._cache: Any = None
+
+    def start(self, positions: int) -> None:
+        from transformers import DynamicCache
+
+        self._cache = DynamicCache(config=self.model.config)
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int]) -> Logits:
+        with _quiet():
+            output = self.model(torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
+
+
+def check_generate(decoder: HfDecoder, spec: ArchSpec, weights: Weights) -> None:
+    """transformers' `generate` and ours must continue a prompt with the same tokens.
+
+    Raises:
+        ParityError: they do not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(spec.vocab_size, (1, PROMPT), generator=generator)
+    expected = build(spec, weights).generate(prompt, DECODE)[0].tolist()
+    decoder.model.generation_config.eos_token_id = None  # no token ends the text early: all DECODE tokens are compared
+    with _quiet(), torch.inference_mode():
+        mask = torch.ones_like(prompt)
+        found = decoder.model.generate(prompt, attention_mask=mask, max_new_tokens=DECODE, do_sample=False, pad_token_id=0)[0].tolist()
+    if found != expected:
+        at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found)) - PROMPT
+        raise ParityError(f"transformers generates other tokens than {spec.name} from token {at} on, so nothing was written")
+
+
+def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """
+    Raises:
+        ParityError: transformers' tokenizer splits the sample otherwise, or does not give it back.
+    """
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        loaded = AutoTokenizer.from_pretrained(folder)
+        found = loaded(SAMPLE, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if found != tokenizer.encode(SAMPLE) or loaded.decode(found) != SAMPLE:
+        raise ParityError("transformers' tokenizer gives other tokens than the trained one, so nothing was written")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers advises on stderr about kernels that one could install; the user did not ask."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
