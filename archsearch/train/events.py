@@ -81,6 +81,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The machine is slower than it was when the time budget was planned: `last_step` updates will be made, not `planned`."""
+
+    step: int
+    last_step: int
+    planned: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saved:
     """A checkpoint stands; `final` when the training is done."""
 
@@ -114,11 +123,11 @@ class Finished:
     seconds: float
 
 
-TrainEvent = Started | Step | Evaluated | Saved | Sampled | Finished
+TrainEvent = Started | Step | Evaluated | Cut | Saved | Sampled | Finished
 
 
 def to_dict(event: TrainEvent) -> dict[str, Any]:
-    """Plain data, `event` first: "started", "step", "evaluated", "saved", "sampled", "finished"."""
+    """Plain data, `event` first: "started", "step", "evaluated", "cut", "saved", "sampled", "finished"."""
     return {"event": type(event).__name__.lower(), **_plain(asdict(event))}
 
 

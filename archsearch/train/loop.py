@@ -21,10 +21,10 @@ from archsearch.errors import CheckpointError, InputError, RunError
 from archsearch.files import write_atomic
 from archsearch.spec import ArchSpec
 from archsearch.train.evaluate import evaluate
-from archsearch.train.events import Evaluated, Finished, HeldOut, Sampled, Saved, Started, Step, TrainEvent
+from archsearch.train.events import Cut, Evaluated, Finished, HeldOut, Sampled, Saved, Started, Step, TrainEvent
 from archsearch.train.interrupt import uninterrupted
 from archsearch.train.metrics import MetricsFile
-from archsearch.train.planning import make_plan
+from archsearch.train.planning import USABLE_SHARE, make_plan
 from archsearch.train.position import Position, read_position, write_position
 from archsearch.train.samples import write_samples
 from archsearch.train.schedule import learning_rate
@@ -37,6 +37,9 @@ SAMPLES = "samples.json"
 BAD_BATCH = "nonfinite.safetensors"
 SPEED_WINDOW = 20
 """Updates that the shown speed is taken over."""
+OVERRUN = 1.1
+CUT_AFTER = 5
+"""Updates that must have been timed before the plan is cut, and that are always left to let the learning rate come down."""
 SAVE_SHARE = 0.05
 """At most this share of the time goes into checkpoints."""
 
@@ -54,7 +57,7 @@ def train(
 ) -> Iterator[TrainEvent]:
     """Train a model and keep it in `out`, one event after the other.
 
-    `Started`, then `Step`, `Evaluated` and `Saved` as they happen, at the end `Sampled` and `Finished`. Closing the
+    `Started`, then `Step`, `Evaluated`, `Cut` and `Saved` as they happen, at the end `Sampled` and `Finished`. Closing the
     iterator before its end saves a checkpoint; so does Ctrl-C. Beside the checkpoint, `out` gets metrics.jsonl and
     samples.json.
 
@@ -118,7 +121,7 @@ class _Session:
         self.trainer = Trainer(spec, data, plan)
         self.save_every_seconds = save_every_seconds
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
-        self.saved_mark: tuple[int, int, bool] | None = None
+        self.saved_mark: tuple[int, int, int, bool] | None = None
         self.earlier_seconds, self.began = position.seconds, began
         self.durations: deque[float] = deque(maxlen=SPEED_WINDOW)
         self._metrics: MetricsFile | None = None
@@ -145,7 +148,10 @@ class _Session:
             yield self.save()  # from here on the folder is a training that can be resumed
         for event in self._events():
             yield event
-            if isinstance(event, Step) and self._save_is_due():
+            if isinstance(event, Step) and (cut := self._cut()):
+                yield cut
+                yield self.save()  # a resume must know
+            elif isinstance(event, Step) and self._save_is_due():
                 yield self.save()
         samples = self._samples()
         yield samples
@@ -160,7 +166,7 @@ class _Session:
         while True:
             if self.trainer.step in self.plan.eval_steps and self.position.evaluated_step != self.trainer.step:
                 yield self._evaluate()
-            if self.trainer.step == self.plan.steps:
+            if self.trainer.step == self.plan.last_step:
                 return
             yield self._update()
 
@@ -177,7 +183,7 @@ class _Session:
                 learning_rate=learning_rate(self.plan, step),
                 grad_norm=norm,
                 tokens_per_s=self.plan.tokens_per_step / mean,
-                eta_s=(self.plan.steps - self.trainer.step) * mean,
+                eta_s=(self.plan.last_step - self.trainer.step) * mean,
                 seconds=self.seconds,
             )
             self.metrics.write(event)
@@ -191,6 +197,22 @@ class _Session:
         with uninterrupted():
             self.position.evaluations.append((self.trainer.step, result))
             self.metrics.write(event)
+        return event
+
+    def _cut(self) -> Cut | None:
+        """Fewer steps where the time budget would be overrun by a tenth, so that the schedule still comes to its end."""
+        plan, step = self.plan, self.trainer.step
+        if plan.max_seconds is None or len(self.durations) < CUT_AFTER or step + CUT_AFTER >= plan.last_step:
+            return None
+        mean = sum(self.durations) / len(self.durations)
+        if self.seconds + (plan.last_step - step) * mean <= OVERRUN * plan.max_seconds:
+            return None
+        left = max(CUT_AFTER, int((USABLE_SHARE * plan.max_seconds - self.seconds) / mean))
+        if step + left >= plan.last_step:
+            return None
+        self.plan = self.trainer.plan = plan.cut(step, step + left)
+        event = Cut(step=step, last_step=step + left, planned=plan.last_step)
+        self.metrics.write(event)
         return event
 
     def _samples(self) -> Sampled:
@@ -255,8 +277,8 @@ class _Session:
         if self._metrics is not None:
             self._metrics.close()
 
-    def _mark(self) -> tuple[int, int, bool]:
-        return self.trainer.step, len(self.position.evaluations), self.position.finished
+    def _mark(self) -> tuple[int, int, int, bool]:
+        return self.trainer.step, self.plan.last_step, len(self.position.evaluations), self.position.finished
 
 
 def _refuse_occupied(out: Path, spec: ArchSpec) -> None:

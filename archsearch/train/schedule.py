@@ -15,11 +15,13 @@ def learning_rate(plan: TrainPlan, step: int) -> float:
         step: of the update, counted from 0.
     """
     peak, floor = plan.learning_rate, plan.learning_rate * plan.final_lr_share
-    if step < plan.warmup_steps:
-        return peak * (step + 1) / plan.warmup_steps
-    if step < plan.steps - plan.decay_steps:
+    done = plan.scheduled(step + 1)
+    if done <= plan.warmup_steps:
+        return peak * done / plan.warmup_steps
+    decay_from = plan.steps - plan.decay_steps
+    if done <= decay_from:
         return peak
-    progress = (step - (plan.steps - plan.decay_steps) + 1) / plan.decay_steps
+    progress = min((done - decay_from) / plan.decay_steps, 1.0)
     share = 0.5 * (1 + math.cos(math.pi * progress)) if plan.schedule == "cosine" else 1 - math.sqrt(progress)
     return floor + (peak - floor) * share
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,7 +28,8 @@ class TrainSettings:
     tokens: int | None = None
     """Training tokens in all, rounded up to whole steps."""
     max_seconds: float | None = None
-    """Wall-clock budget; the tokens that fit are estimated from the first steps. Not together with `tokens`."""
+    """Wall-clock budget; the tokens that fit are estimated at the start, and cut where the machine turns out slower. Not together
+    with `tokens`."""
     sequence: int | None = None
     """Tokens of a training sequence."""
     batch: int | None = None
@@ -104,15 +106,38 @@ class TrainPlan:
     """The time budget that `steps` was made from, if there was one."""
     measured_tokens_per_s: float | None = None
     """What `steps` was estimated with, if there was a time budget."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """(step, steps in all from then on), for every time that a slow machine made a time budget allow fewer steps."""
+
+    @property
+    def last_step(self) -> int:
+        """Updates in all: `steps`, unless it was cut."""
+        return self.cuts[-1][1] if self.cuts else self.steps
 
     @property
     def tokens(self) -> int:
         """Training tokens in all."""
-        return self.steps * self.tokens_per_step
+        return self.last_step * self.tokens_per_step
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch * self.sequence
+
+    def scheduled(self, step: int) -> float:
+        """Where a step lies in the schedule as it was first planned: after a cut, what was left of it passes faster."""
+        at, position, last = 0, 0.0, self.steps
+        for cut, new_last in self.cuts:
+            if step <= cut:
+                break
+            position += (cut - at) * (self.steps - position) / (last - at)
+            at, last = cut, new_last
+        return position + (step - at) * (self.steps - position) / (last - at)
+
+    def cut(self, step: int, last_step: int) -> TrainPlan:
+        """The plan with fewer steps from `step` on; evaluations still to come move closer."""
+        shrunk = (last_step - step) / (self.last_step - step)
+        evaluations = {s if s <= step else round(step + (s - step) * shrunk) for s in self.eval_steps}
+        return replace(self, cuts=(*self.cuts, (step, last_step)), eval_steps=tuple(sorted(evaluations)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,7 +149,7 @@ class TrainPlan:
             CheckpointError: not a plan of this version.
         """
         try:
-            return TypeAdapter(cls).validate_python(_tuples(data))
+            return TypeAdapter(cls).validate_json(json.dumps(data))  # strict, but JSON's lists may become tuples
         except ValidationError as error:
             first = error.errors()[0]
             raise CheckpointError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; train again into another --out") from error
@@ -161,10 +186,3 @@ def plan_steps(tokens: int, tokens_per_step: int) -> int:
 def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
     """Steps after which the held-out loss is taken: 0, the last, and evenly between."""
     return tuple(sorted({round(i * steps / (evaluations - 1)) for i in range(evaluations)}))
-
-
-def _tuples(data: object) -> object:
-    """JSON knows lists only; the plan's sequences are tuples, which strict checking insists on."""
-    if isinstance(data, dict):
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return data

@@ -1,0 +1,36 @@
+"""Small things that several tests of this package train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archsearch.spec import ArchSpec
+from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, OperatorSpec, ShortConvSpec, SwaSpec
+
+WORDS = ["the", "a", "red", "blue", "green", "cat", "dog", "sees", "hears", "finds", "loses", "one", "two"]
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 80 short texts over a few words, no two alike."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(80):
+        (folder / f"{i:02}.txt").write_text(" ".join(rng.choice(WORDS, size=200)) + f" {i}.\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ArchSpec:
+    """Every kind of operator once, 300 tokens, some 40 thousand parameters."""
+    operators: list[OperatorSpec] = [
+        ShortConvSpec(kernel_size=3),
+        SwaSpec(heads=2, kv_heads=1, head_dim=16, window=8),
+        GlaSpec(heads=2),
+        GqaSpec(heads=2, kv_heads=1, head_dim=16),
+    ]
+    blocks = tuple(BlockSpec(operator=operator, ffn=FfnSpec(intermediate_size=64)) for operator in operators)
+    return ArchSpec(name="tiny", hidden_size=32, vocab_size=300, layers=blocks)
