@@ -74,8 +74,8 @@ def export(checkpoint: Path | str, out: Path | str, to: Format, **options: Any) 
             return export_hf(checkpoint, out, **options)
         case "gguf":
             raise InputError(
-                "gguf: not written by this version; use `archsearch export CHECKPOINT --to hf --out DIR`, then llama.cpp's "
-                "`convert_hf_to_gguf.py DIR`, and compare the tokens that both produce before you trust the file"
+                "gguf: not written by this version; use `archsearch export CHECKPOINT --to hf --out DIR` and then llama.cpp's "
+                "convert_hf_to_gguf.py, as docs/export.md describes under GGUF"
             )
     raise InputError(f"{to!r}: no such format; known: {', '.join(FORMATS)}")
 
@@ -219,6 +219,8 @@ def _place(source: Checkpoint, out: Path, fill: Callable[[Path], ParityReport], 
         source.spec.write(folder / "spec.toml")
         report = report.at(out)
         _describe(folder, source, report, usage)
+        for file in folder.iterdir():  # safetensors and onnx write large files that nobody else may read
+            file.chmod((folder / MANIFEST).stat().st_mode)
         _replace(folder, out)
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror or error}; free some space or choose another place") from error

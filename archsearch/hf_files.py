@@ -56,7 +56,6 @@ def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Toke
         save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"{folder}: the weights cannot be written: {error}; free some space or choose another place") from error
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
     write_atomic(folder / "tokenizer.json", tokenizer.to_json())
     end_token = tokenizer.decode([end])
     settings = {

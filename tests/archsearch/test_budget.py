@@ -109,7 +109,8 @@ def test_known_fields_are_read_by_transformers_under_their_names():
     for _, _, config in known_configs():
         parts = [config, *(config[part] for part in ("text_config", "vision_config") if part in config)]
         for part in parts:
-            read = AutoConfig.for_model(**part) if part["model_type"] != "qwen3_5_vision" else Qwen3_5Config(vision_config=part).vision_config
+            vision = part["model_type"] == "qwen3_5_vision"
+            read = Qwen3_5Config(vision_config=part).vision_config if vision else AutoConfig.for_model(**part)
             aliases = {"block_ff_dim": "intermediate_size", "full_attn_idxs": "layer_types", "rope_theta": "rope_parameters"}
             for field, value in part.items():
                 if field in ("text_config", "vision_config"):

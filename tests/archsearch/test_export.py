@@ -81,13 +81,14 @@ def test_onnx_with_all_four_operators_holds_parity(four, tmp_path, precision):
     assert manifest["parity"]["relative_error"] == report.relative_error
     assert manifest["step"] == 7
     assert set(manifest["files"]) == {"model.onnx", "spec.toml", "tokenizer.json"}
+    assert len({path.stat().st_mode for path in report.path.iterdir()}) == 1
     assert leftovers(tmp_path) == ["out"]
     if precision == "fp32":
         assert report.relative_error < 1e-5
         assert report.greedy_agreement == 1
     else:
         # The estimate of what rounding activations costs is what makes the tolerance: it must be near the truth.
-        assert 0.3 < report.relative_error / report.activation_rounding < 1.5
+        assert 0.5 < report.relative_error / report.activation_rounding < 1.5
         assert report.quality.mean_logit_difference > 0
 
 
@@ -197,6 +198,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(four, tmp_path, monkeypatch)
 
     monkeypatch.setattr(export_module, "write_onnx", full)
     with pytest.raises(RunError, match="out: cannot be written: No space left on device; free some space"):
+        export_onnx(four, tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing(four, tmp_path, monkeypatch):
+    def interrupted(path, *rest):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, "write_onnx", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         export_onnx(four, tmp_path / "out")
     assert leftovers(tmp_path) == []
 

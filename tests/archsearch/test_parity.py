@@ -170,6 +170,15 @@ def test_rounding_to_int8(granularity, channels):
     assert torch.equal(round_to_int8(torch.zeros(2, 8), 32), torch.zeros(2, 8))
 
 
+def test_machines_whose_kernels_are_not_known_get_the_wider_estimate(tmp_path, monkeypatch):
+    spec = spec_of(CONV, GQA)
+    estimates = {}
+    for machine in ("x86_64", "aarch64"):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        estimates[machine] = measured(spec, TorchDecoder(spec, weights_of(spec)), tmp_path, precision="int8").activation_rounding
+    assert estimates["aarch64"] >= estimates["x86_64"] > 0
+
+
 def test_rounding_reaches_every_product_and_the_head():
     """Each linear weight's input is rounded: rounding all but one of them gives other logits."""
     spec = spec_of(CONV, GQA)
