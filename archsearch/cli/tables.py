@@ -1,0 +1,46 @@
+"""Results as tables for people: on stdout, 80 columns wide where nothing is known of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+stdout = Console(highlight=False, soft_wrap=False)
+stderr = Console(stderr=True, highlight=False)
+
+FAMILY_STYLES = {"conv": "blue", "gla": "magenta", "swa": "green", "gqa": "yellow"}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str | None = None, numbers_from: int = 1) -> Table:
+    """A plain table; columns from `numbers_from` on are right-aligned."""
+    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
+    for i, column in enumerate(columns):
+        result.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits, as people read latencies; "-" for what was not measured."""
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{milliseconds(low)}-{milliseconds(high)}"
+
+
+def count(value: float) -> str:
+    """1,234 as is, 12.3M and 1.17B above."""
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:,.0f}"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,11 @@
+"""How good a layout is likely to be, before it is trained in earnest: small trainings of a narrow copy of it.
+
+Recall (can it find what it was told?) and text (how well does it predict bytes?) are kept apart: they hardly agree, and a
+budgeted search needs both. A training that has not left its plateau is *unresolved*, which is not the same as bad.
+"""
+
+from archsearch.quality.evaluator import Evaluator, LayoutQuality
+from archsearch.quality.micro import QualityResult, QualitySettings, evaluate
+from archsearch.quality.proxy import narrow
+
+__all__ = ["Evaluator", "LayoutQuality", "QualityResult", "QualitySettings", "evaluate", "narrow"]

@@ -1,0 +1,217 @@
+"""The small trainings: associative recall and bytes of text. Deterministic by seed, on one thread.
+
+Recall (after MQAR, arXiv 2312.04927): 8 of 16 keys are each given one of 16 values, then 16 queries repeat keys and the model
+must answer with their values; chance is 1/16. Text: bytes of the training corpus, scored on held-out documents.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archsearch.model import LanguageModel
+from archsearch.quality.proxy import HIDDEN, narrow
+from archsearch.spec import ArchSpec
+
+Task = Literal["recall", "text"]
+TASKS: tuple[Task, ...] = ("recall", "text")
+
+KEYS, PAIRS, QUERIES = 16, 8, 16
+RECALL_TOKENS = 2 * (PAIRS + QUERIES)
+SOLVED = 0.9
+"""Accuracy from which recall counts as solved; a model that has found the rule goes on to 1.0 within tens of steps."""
+TEXT_TOKENS, TEXT_BATCH = 128, 16
+TEXT_CORPUS_BYTES = 4_000_000
+HELD_OUT_BYTES = 64 * TEXT_TOKENS
+BATCH = 32
+LEARNING_RATE = 3e-3
+WARMUP = 20
+CHECK_EVERY = 25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualitySettings:
+    """How long the small trainings are; part of the identity of their results."""
+
+    recall_steps: int = 400
+    text_steps: int = 200
+    context: int = 4096
+    """The context the layouts are meant for (see `narrow`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityResult:
+    """What one small training found.
+
+    Attributes:
+        value: recall accuracy in [0, 1], or held-out bits a byte.
+        status: "resolved", or "unresolved" for recall that has not left its plateau within the steps it was given.
+        steps: steps trained; for solved recall, until it was solved.
+        curve: (step, value) at every check.
+    """
+
+    task: Task
+    value: float
+    status: Literal["resolved", "unresolved"]
+    steps: int
+    tokens: int
+    seconds: float
+    seed: int
+    curve: tuple[tuple[int, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> QualityResult:
+        return cls(**(data | {"curve": tuple((int(step), float(value)) for step, value in data["curve"])}))
+
+
+def evaluate(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> QualityResult:
+    """Train the narrow copy of a layout on a task."""
+    return recall(spec, settings, seed) if task == "recall" else text(spec, settings, seed)
+
+
+def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sequences [batch, RECALL_TOKENS] and targets: at every query the value that answers it, elsewhere -100."""
+    values = torch.randint(KEYS, 2 * KEYS, (batch, PAIRS), generator=generator)
+    keys = torch.rand(batch, KEYS, generator=generator).argsort(1)[:, :PAIRS]
+    asked = torch.randint(PAIRS, (batch, QUERIES), generator=generator)
+    told = torch.stack([keys, values], -1).flatten(1)
+    queries = torch.stack([keys.gather(1, asked), values.gather(1, asked)], -1).flatten(1)
+    ids = torch.cat([told, queries], 1)
+    targets = torch.full_like(ids, -100)
+    targets[:, 2 * PAIRS :: 2] = ids[:, 2 * PAIRS + 1 :: 2]
+    return ids, targets
+
+
+def recall(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResult:
+    """Train on recall until it is solved or the steps are used up."""
+    model = build(narrow(spec, vocab_size=2 * KEYS, tokens=RECALL_TOKENS, context=settings.context), seed)
+    generator, examiner = torch.Generator().manual_seed(seed + 1), torch.Generator().manual_seed(seed + 2)
+    exam_ids, exam_targets = recall_batch(128, examiner)
+
+    def exam() -> float:
+        with torch.inference_mode():
+            answers = model(exam_ids)[0].argmax(-1)
+        asked = exam_targets >= 0
+        return float((answers == exam_targets)[asked].double().mean())
+
+    curve, steps, seconds = train(
+        model, settings.recall_steps, lambda: recall_batch(BATCH, generator), exam, check_every=CHECK_EVERY, stop=lambda accuracy: accuracy >= SOLVED
+    )
+    value = curve[-1][1]
+    status: Literal["resolved", "unresolved"] = "resolved" if value >= SOLVED else "unresolved"
+    return QualityResult(
+        task="recall", value=value, status=status, steps=steps, tokens=steps * BATCH * RECALL_TOKENS, seconds=seconds, seed=seed, curve=curve
+    )
+
+
+def text(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResult:
+    """Train on bytes; the value is bits a byte on held-out documents."""
+    training, held_out = corpus_bytes()
+    model = build(narrow(spec, vocab_size=256, tokens=TEXT_TOKENS, context=settings.context), seed)
+    generator = np.random.default_rng(seed + 1)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        starts = generator.integers(0, len(training) - TEXT_TOKENS - 1, TEXT_BATCH)
+        windows = torch.from_numpy(np.stack([training[start : start + TEXT_TOKENS + 1] for start in starts]).astype(np.int64))
+        return windows[:, :-1], windows[:, 1:]
+
+    exam_ids = torch.from_numpy(held_out[: HELD_OUT_BYTES + 1].astype(np.int64))
+
+    def exam() -> float:
+        with torch.inference_mode():
+            nats = model.loss(exam_ids[:-1].view(-1, TEXT_TOKENS), exam_ids[1:].view(-1, TEXT_TOKENS))
+        return float(nats) / math.log(2)
+
+    curve, steps, seconds = train(model, settings.text_steps, batch, exam, check_every=-(-settings.text_steps // 4), stop=lambda _: False)
+    return QualityResult(
+        task="text", value=curve[-1][1], status="resolved", steps=steps, tokens=steps * TEXT_BATCH * TEXT_TOKENS, seconds=seconds, seed=seed, curve=curve
+    )
+
+
+def build(spec: ArchSpec, seed: int) -> LanguageModel:
+    """The narrow model, its matrices drawn with a standard deviation of 1/sqrt(hidden): at 64 channels the usual 0.02 leaves
+    recall on its plateau about half as long again (docs/LOG.md)."""
+    torch.manual_seed(seed)
+    model = LanguageModel(spec)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(HIDDEN**-0.5 / 0.02)
+    return model
+
+
+def train(
+    model: LanguageModel,
+    steps: int,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    exam: Callable[[], float],
+    *,
+    check_every: int,
+    stop: Callable[[float], bool],
+) -> tuple[tuple[tuple[int, float], ...], int, float]:
+    """AdamW with warm-up and a cosine to a tenth; returns the curve, the steps taken and the CPU seconds."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    begun = time.process_time()
+    curve = []
+    for step in range(1, steps + 1):
+        rate = LEARNING_RATE * min(1.0, step / WARMUP) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model.loss(*batch())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % check_every == 0 or step == steps:
+            value = exam()
+            curve.append((step, value))
+            if stop(value):
+                break
+    return tuple(curve), step, time.process_time() - begun
+
+
+@cache
+def corpus_bytes() -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out bytes of the default corpus (uint8)."""
+    from archsearch.data import default_corpus
+
+    corpus = default_corpus()
+    parts = []
+    for documents, wanted in ((corpus.training(), TEXT_CORPUS_BYTES), (corpus.held_out(), HELD_OUT_BYTES + 1)):
+        found, size = [], 0
+        for document in documents:
+            data = document.text.encode()
+            found.append(data)
+            size += len(data)
+            if size >= wanted:
+                break
+        parts.append(np.frombuffer(b"".join(found)[:wanted], np.uint8))
+    return parts[0], parts[1]
+
+
+def settings_key(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> str:
+    """Identity of a result: the narrow layout, the task, its length, the seed. Layouts with the same copy share it."""
+    import hashlib
+
+    tokens, vocab = (RECALL_TOKENS, 2 * KEYS) if task == "recall" else (TEXT_TOKENS, 256)
+    copy = narrow(spec, vocab_size=vocab, tokens=tokens, context=settings.context)
+    steps = settings.recall_steps if task == "recall" else settings.text_steps
+    what = {"copy": copy.spec_id, "task": task, "steps": steps, "seed": seed, "version": 1}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def default_cache(run_dir: Path) -> Path:
+    return run_dir / "quality.jsonl"
