@@ -30,7 +30,7 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 Logits = npt.NDArray[np.float32]
 
 FP32_TOLERANCE = 1e-4
-"""Relative RMS error of logits from rounding alone: 2e-7 to 2e-6 was seen, in up to 16 layers."""
+"""Relative RMS error of logits from rounding alone: 2e-7 to 5e-6 was seen, in up to 16 layers."""
 ROUNDING_MARGIN = 1.5
 """How much more than our estimate of activation rounding is accepted: 0.96 to 1.08 times was seen on x86."""
 PROMPT, DECODE = 64, 32
