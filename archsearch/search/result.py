@@ -1,0 +1,92 @@
+"""What a search found: the front, the choice among it and by which rule, or what is in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from archsearch.quality import LayoutQuality
+from archsearch.search.feasible import Costs
+from archsearch.spec import ArchSpec
+
+TEXT_TIE = 0.005
+"""Relative difference in bits a byte below which two layouts count as equal: seeds differ by as much (docs/search.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """A trained layout with its predicted costs."""
+
+    spec: ArchSpec
+    quality: LayoutQuality
+    costs: Costs
+    trial: int
+
+    def evidence(self) -> str:
+        recall, text = self.quality.recall, self.quality.text
+        return (
+            f"small trainings of a 64-channel copy, seed {recall.seed}: recall {recall.tokens:,} tokens ({recall.status}), "
+            f"text {text.tokens:,} tokens; not validated at full width"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        spec = self.spec.to_dict()
+        return {
+            "spec": spec,
+            "spec_id": self.spec.spec_id,
+            "quality": self.quality.to_dict(),
+            "costs": self.costs.values,
+            "evidence": self.evidence(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """`best` is None when no layout keeps the budgets; then `unreachable` says what stands in the way."""
+
+    feasible: bool
+    front: tuple[FrontPoint, ...] = ()
+    best: FrontPoint | None = None
+    unreachable: dict[str, dict[str, float]] = field(default_factory=dict)
+    nearest: ArchSpec | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `archsearch search` prints."""
+        return {
+            "feasible": self.feasible,
+            "front": [point.to_dict() for point in self.front],
+            "best": self.best.to_dict() if self.best else None,
+            "unreachable": self.unreachable,
+        }
+
+
+def pareto_front(points: Sequence[FrontPoint], latency: str, memory: str) -> tuple[FrontPoint, ...]:
+    """The points that no other beats in recall, text, latency and memory at once, fastest first."""
+    import moocore
+
+    if not points:
+        return ()
+    keep = moocore.is_nondominated(np.array([objectives(point, latency, memory) for point in points]), keep_weakly=False)
+    return tuple(sorted((point for point, kept in zip(points, keep, strict=True) if kept), key=lambda p: p.costs.values[latency]))
+
+
+def objectives(point: FrontPoint, latency: str, memory: str) -> list[float]:
+    """All to be made small. Recall counts as solved or as the accuracy it reached."""
+    recall = 1.0 if point.quality.solves_recall else point.quality.recall.value
+    return [-recall, point.quality.text.value, point.costs.values[latency], point.costs.values[memory]]
+
+
+def choose(points: Sequence[FrontPoint], latency: str) -> FrontPoint | None:
+    """Layouts that solve recall first; among them the fewest bits a byte; among equals in that (`TEXT_TIE`), the fastest."""
+    if not points:
+        return None
+    solved = [point for point in points if point.quality.solves_recall]
+    if not solved:
+        best_recall = max(point.quality.recall.value for point in points)
+        solved = [point for point in points if point.quality.recall.value >= best_recall - 0.05]
+    least = min(point.quality.text.value for point in solved)
+    tied = [point for point in solved if point.quality.text.value <= least * (1 + TEXT_TIE)]
+    return min(tied, key=lambda point: point.costs.values[latency])
