@@ -100,8 +100,9 @@ def train(
         if checkpoint:
             session.trainer.load(checkpoint)
         try:
-            yield Started(step=session.trainer.step, plan=plan, resumed=resume)
-            yield from session.run()
+            started = Started(step=session.trainer.step, plan=plan, resumed=resume)
+            yield started
+            yield from session.run(started)
         except (GeneratorExit, KeyboardInterrupt):
             session.save_if_behind()
             raise
@@ -140,12 +141,13 @@ class _Session:
     def tokens(self) -> int:
         return self.trainer.step * self.plan.tokens_per_step
 
-    def run(self) -> Iterator[TrainEvent]:
+    def run(self, started: Started) -> Iterator[TrainEvent]:
         if self.position.finished:
             yield self._finished()
             return
         if self.trainer.step == 0 and not self.position.evaluations:
             yield self.save()  # from here on the folder is a training that can be resumed
+        self.metrics.write(started)
         for event in self._events():
             yield event
             if isinstance(event, Step) and (cut := self._cut()):
@@ -242,7 +244,8 @@ class _Session:
         """
         start = time.monotonic()
         with uninterrupted():
-            self.position.metrics_bytes = self.metrics.sync()
+            if self._metrics is not None:
+                self.position.metrics_bytes = self._metrics.sync()
             if not self.position.finished:
                 self.position.seconds = self.seconds
             save_checkpoint(self.out, self.spec, self.trainer.step, self._write)

@@ -44,7 +44,7 @@ from archsearch.train.evaluate import evaluate
 from archsearch.train.interrupt import uninterrupted
 from archsearch.train.planning import make_plan
 from archsearch.train.schedule import learning_rate, phases
-from archsearch.train.trainer import Trainer
+from archsearch.train.trainer import Trainer, fastest_dtype
 
 SETTINGS = TrainSettings(
     tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8, threads=1
@@ -120,6 +120,20 @@ def test_a_training_from_start_to_end(tiny_spec: ArchSpec, texts: Path, cache: P
     held_out = [d.text for d in open_corpus([texts]).held_out()]
     assert all(any(text.startswith(sample.prompt) for text in held_out) for sample in sampled.samples[:6])
     assert Checkpoint.open(out).step == 60
+    assert [row["event"] for row in rows[:2]] == ["started", "evaluated"]
+    assert rows[-1]["event"] == "finished"
+
+
+def test_bf16_trains_too(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    """Emulated where the machine lacks it: slow, but the same arithmetic. bf16 keeps 8 bits, the loss moves by less than one."""
+    losses = {}
+    for dtype in ("fp32", "bf16"):
+        trainer = Trainer(tiny_spec, data, replace(plan, dtype=dtype))
+        losses[dtype] = [trainer.update()[0] for _ in range(3)]
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
+    assert losses["bf16"] != losses["fp32"]
+    assert fastest_dtype(32, "cpu") in ("fp32", "bf16")
 
 
 @pytest.mark.parametrize("layer", range(4), ids=["short_conv", "swa", "gla", "gqa"])
