@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from archsearch.errors import CheckpointError, InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
-from operators.builtin import swa_capacity
 from operators.costs import QUANT_BLOCK, model_weights
 from operators.quantize import dequantized
 from operators.specs import Precision, SwaSpec
@@ -34,7 +33,7 @@ FP32_TOLERANCE = 1e-4
 ROUNDING_MARGIN = 1.5
 """How much more than our estimate of activation rounding is accepted: 0.96 to 1.08 times was seen on x86."""
 PROMPT, DECODE = 64, 32
-"""Fewest tokens of prefill and of decode; more where a sliding window must be filled and its cache compacted."""
+"""Tokens of prefill and of decode; more prefill where a sliding window must be filled."""
 QUALITY_TOKENS = 512
 """Most held-out tokens that the exported model reads one by one."""
 
@@ -193,17 +192,16 @@ def build(spec: ArchSpec, weights: Weights) -> LanguageModel:
 
 
 def probe_lengths(spec: ArchSpec, max_context: int) -> tuple[int, int]:
-    """(prefill, decode) that fill every window and make its cache compact at least once in decode.
+    """(prefill, decode) that fill every window, so that all of decode evicts.
 
     Raises:
         InputError: `max_context` is too small for even the shortest check.
     """
     windows = [block.operator.window for block in spec.layers if isinstance(block.operator, SwaSpec)]
-    decode = max([DECODE, *(swa_capacity(window) - window + 8 for window in windows)])
-    prompt = min(max([PROMPT, *(window + 8 for window in windows)]), max_context - decode)
+    prompt = min(max([PROMPT, *(window + 8 for window in windows)]), max_context - DECODE)
     if prompt < 1:
-        raise InputError(f"max_context: {max_context} positions have no room for the {decode + 1} tokens that an export is checked with")
-    return prompt, decode
+        raise InputError(f"max_context: {max_context} positions have no room for the {DECODE + 1} tokens that an export is checked with")
+    return prompt, DECODE
 
 
 def decode_logits(decoder: Decoder, ids: Sequence[int], prompt: int) -> Logits:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from operators.graph import GraphBuilder
 
-SWA_SLACK = 64
-"""Most rows a sliding-window cache has beyond its window: the runtime then compacts once in `slack + 1` steps."""
-
 
 def _positive(field: str, value: int) -> None:
     if value < 1:
@@ -141,18 +138,13 @@ class Swa(_Attention):
         _positive("window", spec.window)
 
     def states(self, spec: SwaSpec, dims: ModelDims) -> tuple[StateSpec, ...]:
-        shape = ("batch", spec.kv_heads, swa_capacity(spec.window), spec.head_dim)
+        shape = ("batch", spec.kv_heads, spec.window, spec.head_dim)
         return tuple(StateSpec(name=name, shape=shape, shared=True) for name in ("key", "value"))
 
     def mixing_flops(self, spec: SwaSpec, dims: ModelDims, *, tokens: int, context: int) -> int:
         growing = min(tokens, max(0, spec.window - context))  # tokens whose window is not full yet
         pairs = growing * context + growing * (growing + 1) // 2 + (tokens - growing) * spec.window
         return 4 * spec.heads * spec.head_dim * pairs
-
-
-def swa_capacity(window: int) -> int:
-    """Rows of a sliding-window cache: the window, and a slack of at most a quarter of it (see `SWA_SLACK`)."""
-    return window + min(SWA_SLACK, window // 4)
 
 
 class Gla(Operator):

@@ -148,10 +148,10 @@ def test_tokens_of_another_vocabulary_are_refused(tmp_path):
         measured(spec, TorchDecoder(spec, weights_of(spec)), tmp_path, held_out=[1, 100])
 
 
-def test_probe_fills_windows_and_lets_their_caches_compact():
+def test_probe_fills_windows_before_it_decodes():
     assert probe_lengths(spec_of(CONV, GQA), 8192) == (64, 32)
-    assert probe_lengths(spec_of(SWA | {"window": 256}, GQA), 8192) == (264, 72)
-    assert probe_lengths(spec_of(SWA | {"window": 4096}), 1024) == (1024 - 72, 72)
+    assert probe_lengths(spec_of(SWA | {"window": 256}, GQA), 8192) == (264, 32)
+    assert probe_lengths(spec_of(SWA | {"window": 4096}), 1024) == (1024 - 32, 32)
     with pytest.raises(InputError, match="max_context: 32 positions have no room for the 33 tokens"):
         probe_lengths(spec_of(GQA), 32)
 

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from operators.builtin import swa_capacity
 from operators.kinds import operator_for, operator_kinds
 from operators.specs import GlaSpec, GqaSpec, ModelDims, ShortConvSpec, SpecError, SwaSpec, UnknownOperatorError
 
@@ -62,10 +61,9 @@ def test_labels_tell_the_operators_apart():
 
 
 @pytest.mark.parametrize("window", [1, 8, 256, 4096])
-def test_windowed_cache_holds_the_window_and_little_more(window):
-    assert window <= swa_capacity(window) <= min(window * 5 // 4, window + 64)
+def test_windowed_cache_holds_the_window_and_no_more(window):
     states = operator_for("swa").states(swa(window=window), DIMS)
-    assert {state.bytes(batch=1, cache=100_000) for state in states} == {4 * 2 * swa_capacity(window) * 16}
+    assert {state.bytes(batch=1, cache=100_000) for state in states} == {4 * 2 * window * 16}
 
 
 def test_specs_and_costs_are_known_without_torch():

@@ -78,7 +78,7 @@ def test_state_bytes():
 
     assert state_bytes(CONV, batch=3, cache=1000) == 4 * 3 * 2 * 64
     assert state_bytes(GQA, batch=3, cache=1000) == 4 * 3 * 2 * 1000 * 2 * 16
-    assert state_bytes(SWA, batch=3, cache=1000) == state_bytes(SWA, batch=3, cache=9_000_000) == 4 * 3 * 2 * 10 * 2 * 16
+    assert state_bytes(SWA, batch=3, cache=1000) == state_bytes(SWA, batch=3, cache=9_000_000) == 4 * 3 * 2 * 8 * 2 * 16
     assert state_bytes(GLA, batch=3, cache=1000) == 4 * 3 * 4 * (32 // 4) * (64 // 4)
 
 
