@@ -67,5 +67,5 @@ def test_windowed_cache_holds_the_window_and_no_more(window):
 
 
 def test_specs_and_costs_are_known_without_torch():
-    code = "import sys, operators.kinds, operators.costs; operators.kinds.operator_kinds(); sys.exit(not {'torch', 'onnx'}.isdisjoint(sys.modules))"
+    code = "import sys, operators.costs, operators.kinds; operators.kinds.operator_kinds(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
