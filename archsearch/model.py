@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """GPT-2's initialisation, which LFM2, Llama and Qwen configs share: N(0, 0.02) for embedding and matrices.
+        """GPT-2's initialisation: N(0, 0.02) for embedding and matrices (transformers' default for LFM2 and Llama, too).
 
         Those that write to the residual stream (`out_proj` or `o_proj` of an operator, `w2` of the FFN) get 1/sqrt(2 layers) of that,
         so that the stream's variance does not grow with depth. Norms start at one and biases at zero. Convolutions keep
