@@ -72,7 +72,7 @@ class SearchSettings(_Strict):
     text_steps: Positive = 200
 
 
-class TrainSettings(_Strict):
+class TrainTable(_Strict):
     """How the chosen spec is trained by `archsearch run`: for `minutes`, or for `tokens`."""
 
     minutes: Annotated[float, Field(gt=0)] | None = None
@@ -88,7 +88,7 @@ class _SpaceFile(_Strict):
     measure: MeasureSettings = MeasureSettings()
     budgets: dict[str, Annotated[float, Field(strict=False)]] = {}
     search: SearchSettings = SearchSettings()
-    train: TrainSettings = TrainSettings()
+    train: TrainTable = TrainTable()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Space:
     batches: tuple[int, ...]
     measure: MeasureSettings
     search: SearchSettings
-    train: TrainSettings
+    train: TrainTable
     budgets: tuple[Budget, ...]
 
     @classmethod

@@ -1,0 +1,108 @@
+"""Progress bars on stderr, drawn from the events that the library yields; plain lines where stderr is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from archsearch.cli.tables import stderr
+
+PLAIN_EVERY = 0.1
+"""Without a terminal, a line for each tenth of the way."""
+
+
+def clock(seconds: float | None) -> str:
+    """ "0:42" or "1:05:12"; empty when it is not known."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left" if minutes >= 60 else f"{minutes}:{rest:02} left"
+
+
+class Bar:
+    """One line: what is done, how far, what just happened, how long it will take."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[title]:<8}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("[dim]{task.fields[left]}"),
+            TextColumn("{task.fields[note]}", markup=True),
+            console=stderr,
+            transient=False,
+        )
+        self._task: TaskID | None = None
+        self._told = -1.0
+
+    def __enter__(self) -> Bar:
+        if stderr.is_terminal:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=None, title=self.title, count="", left="", note="")
+        else:
+            stderr.print(f"{self.title} ...", style="bold")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._progress.stop()
+
+    def update(self, done: float, total: float, *, note: str = "", seconds_left: float | None = None, count: str | None = None) -> None:
+        count = count if count is not None else f"{done:.0f}/{total:.0f}"
+        if self._task is not None:
+            shown = note if len(note) <= 34 else note[:33] + "…"
+            self._progress.update(self._task, completed=done, total=total, count=count, left=clock(seconds_left), note=escape(shown))
+        elif total and (done / total >= self._told + PLAIN_EVERY or done == total) and done / total != self._told:
+            self._told = done / total
+            stderr.print(f"  {count} {note} {clock(seconds_left)}".rstrip(), markup=False)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """A line that stays, above the bar."""
+        (self._progress.console if self._task is not None else stderr).print(f"  {text}", style=style, markup=False)
+
+
+@contextlib.contextmanager
+def stage(title: str) -> Iterator[Bar]:
+    with Bar(title) as bar:
+        yield bar
+
+
+def show(bar: Bar, event: Any) -> None:
+    """Draw any event of the library on a bar."""
+    name = type(event).__name__
+    match name:
+        case "ProfileEvent":
+            if event.failed:
+                bar.say(f"failed: {event.label}: {event.failed}", style="yellow")
+            done, total = (event.done, event.total)
+            bar.update(done, total, note=f"{event.stage} {event.label}", seconds_left=event.seconds_left)
+        case "BenchEvent":
+            if event.failed:
+                bar.say(f"failed: {event.label}: {event.failed}", style="yellow")
+            bar.update(event.done, event.total, note=event.label)
+        case "SearchEvent":
+            bar.update(event.trained, event.wanted, note=event.pattern, count=f"{event.trained}/{event.wanted} trained")
+            if not event.outcome.startswith("over budget"):
+                bar.say(f"{event.trained:>3}  {event.pattern}: {event.outcome}")
+        case "Step":
+            last = getattr(bar, "last_step", 0) or event.step
+            note = f"loss {event.loss:.3f}, {event.tokens_per_s:,.0f} tokens/s"
+            bar.update(event.step, last, note=note, seconds_left=event.eta_s)
+        case "Started" if hasattr(event, "plan"):
+            bar.last_step = event.plan.last_step  # type: ignore[attr-defined]
+            how = f"goes on at step {event.step}" if event.resumed else "starts"
+            plan = event.plan
+            bar.say(f"{how}: {plan.tokens:,} tokens in {plan.last_step:,} steps of {plan.batch} x {plan.sequence}")
+        case "Cut":
+            bar.last_step = event.last_step  # type: ignore[attr-defined]
+            bar.say(f"the machine is slower than planned for: {event.last_step:,} steps in place of {event.planned:,}")
+        case "Evaluated":
+            bar.say(f"step {event.step:,}: {event.held_out.bits_per_byte:.3f} held-out bits per byte")
+        case "ParityReport":
+            bar.say(str(event))

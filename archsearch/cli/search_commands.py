@@ -1,0 +1,144 @@
+"""Commands that search: search, and run, which does everything in turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from archsearch.cli.app import BudgetOption, DeviceOption, DevicesOption, JsonOption, RunOption, app, print_json
+
+if TYPE_CHECKING:
+    from archsearch.search import Searcher, SearchResult
+
+TrialsOption = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Layouts to train; default: the space's.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="Default: the space's.")]
+
+
+@app.command(epilog="Example: archsearch search examples/demo.toml --run runs/demo --device local --budget 'decode_ms@4096<=0.8'")
+def search(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A space file.")],
+    run: RunOption,
+    device: DeviceOption = "local",
+    budget: BudgetOption = None,
+    trials: TrialsOption = None,
+    seed: SeedOption = None,
+    storage: Annotated[str | None, typer.Option("--storage", metavar="URL", help="An Optuna storage; default: study.db in the run directory.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Search the layout that is best within hard budgets; goes on where it was stopped."""
+    from archsearch.budgets import parse_budget
+    from archsearch.cli.progress import show, stage
+    from archsearch.run import claim, infeasible, keep_result, load_table, make_searcher
+
+    budgets = [parse_budget(text) for text in budget or []]
+    parsed = claim(run, space)
+    searcher = make_searcher(parsed, run, load_table(run, device), budgets, trials=trials, seed=seed, storage=storage)
+    with stage("search") as bar, searcher.evaluator:
+        for event in searcher.run():
+            show(bar, event)
+    result = searcher.result()
+    keep_result(run, searcher, result)
+    if json_output:
+        print_json(result.to_dict())
+    elif result.feasible:
+        print_result(result, searcher, run)
+    else:
+        print_unreachable(result)
+    if not result.feasible:
+        if json_output:
+            typer.echo(f"error: {infeasible(result)}", err=True)
+            raise typer.Exit(1)
+        raise infeasible(result)
+
+
+def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
+    """The front, the chosen layout marked."""
+    from archsearch.cli.tables import milliseconds, stdout, table
+
+    latency, memory = str(searcher.latency), str(searcher.memory)
+    rows = []
+    for point in result.front:
+        chosen = result.best is not None and point.spec == result.best.spec
+        recall = "solved" if point.quality.solves_recall else f"{point.quality.recall.value:.0%}"
+        costs = point.costs.values
+        rows.append([("→ " if chosen else "  ") + point.spec.pattern, milliseconds(costs[latency]), f"{costs[memory]:.0f}", recall, f"{point.quality.text.value:.3f}"])
+    stdout.print(table(["layout", latency, memory, "recall", "bits/byte"], rows))
+    stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
+
+
+def print_unreachable(result: SearchResult) -> None:
+    from archsearch.cli.tables import stdout, table
+
+    rows = [
+        [metric, f"{entry['limit']:.6g}", f"{entry['best_reachable']:.6g}", f"{entry['nearest_layout']:.6g}" if "nearest_layout" in entry else "-"]
+        for metric, entry in result.unreachable.items()
+    ]
+    stdout.print(table(["budget", "limit", "best reachable", "nearest layout"], rows))
+    if result.nearest is not None:
+        stdout.print(f"nearest layout: {result.nearest.pattern}", style="dim")
+
+
+@app.command(epilog="Example: archsearch run examples/demo.toml --run runs/demo")
+def run(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A space file.")],
+    run: RunOption,
+    device: DevicesOption = None,
+    budget: BudgetOption = None,
+    trials: TrialsOption = None,
+    seed: SeedOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Every stage in turn: profile, search, train, measure again, report; goes on where it was stopped."""
+    import contextlib
+    import time
+
+    from archsearch.budgets import parse_budget
+    from archsearch.cli.inspect_commands import print_document
+    from archsearch.cli.progress import Bar, show
+    from archsearch.cli.tables import stderr, stdout
+    from archsearch.run import STAGES, RunOutcome
+    from archsearch.run import run as run_stages
+
+    budgets = [parse_budget(text) for text in budget or []]
+    outcome = RunOutcome()
+    began = time.monotonic()
+    with contextlib.ExitStack() as bars:
+        bar: Any = None
+        for event in run_stages(space, run, device or ["local"], budgets=budgets, trials=trials, seed=seed, outcome=outcome):
+            if event.event is None:
+                bars.close()
+                number = STAGES.index(event.stage) + 1
+                elapsed = time.monotonic() - began
+                where = f" on {event.note}" if event.note else ""
+                stderr.print(f"[bold cyan]{number}/{len(STAGES)}[/] {_WORDS[event.stage]}{where} [dim]({elapsed / 60:.1f} min)[/]")
+                bar = bars.enter_context(Bar(event.stage))
+            else:
+                show(bar, event.event)
+    if json_output:
+        print_json(
+            {
+                "spec": outcome.spec.to_dict() if outcome.spec else None,
+                "search": outcome.search.to_dict() if outcome.search else None,
+                "bench": outcome.bench,
+                "report": str(outcome.report),
+            }
+        )
+        return
+    if outcome.spec is not None:
+        stdout.print(f"chosen layout: [bold]{outcome.spec.pattern}[/]  ({run / 'spec.toml'})")
+    if outcome.bench is not None:
+        print_document(outcome.bench)
+    stdout.print(f"report: {outcome.report}  ({(time.monotonic() - began) / 60:.1f} minutes)")
+
+
+_WORDS = {
+    "profile": "measure the blocks",
+    "search": "search layouts within the budgets",
+    "check": "measure layouts of the front",
+    "train": "train the chosen layout",
+    "export": "export it, and compare with torch",
+    "bench": "measure the trained model",
+    "report": "write the report",
+}

@@ -1,0 +1,87 @@
+"""Commands that make a model: train and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from archsearch.cli.app import JsonOption, app, print_json
+
+
+@app.command(epilog="Example: archsearch train runs/demo/spec.toml --data my_texts/ --out checkpoint --tokens 2000000")
+def train(
+    path: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="CHECKPOINT", help="The checkpoint folder.")],
+    data: Annotated[list[Path] | None, typer.Option("--data", metavar="PATH", help="Files or folders: text, JSONL, Parquet; default: Python's own sources.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Training tokens; default: 20 a parameter, or what there is.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", metavar="M", help="Train for so long instead of --tokens.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak; default: by width.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Sequences of an update.")] = None,
+    sequence: Annotated[int | None, typer.Option("--sequence", min=2, help="Tokens of a sequence.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    text_field: Annotated[str, typer.Option("--text-field", help="The field of JSONL, or column of Parquet, that holds the text.")] = "text",
+    json_output: JsonOption = False,
+) -> None:
+    """Train a spec on text; Ctrl-C saves, --resume goes on to the very same weights."""
+    from archsearch.cli.progress import show, stage
+    from archsearch.spec import ArchSpec
+    from archsearch.train import Finished, Sampled, TrainSettings
+    from archsearch.train import train as run_training
+
+    spec = ArchSpec.read(path)
+    settings = TrainSettings(
+        tokens=tokens, max_seconds=None if minutes is None else 60 * minutes, learning_rate=learning_rate, batch=batch, sequence=sequence, seed=seed
+    )
+    finished: Finished | None = None
+    samples: Any = ()
+    with stage("train") as bar:
+        for event in run_training(spec, data or [], out, settings=settings, resume=resume, text_field=text_field):
+            show(bar, event)
+            match event:
+                case Finished():
+                    finished = event
+                case Sampled():
+                    samples = event.samples
+    assert finished is not None
+    if json_output:
+        print_json(
+            {
+                "checkpoint": str(out),
+                "spec_id": spec.spec_id,
+                "steps": finished.step,
+                "tokens": finished.tokens,
+                "seconds": finished.seconds,
+                "held_out_bits_per_byte": {"before": finished.before.bits_per_byte, "after": finished.after.bits_per_byte},
+            }
+        )
+        return
+    from archsearch.cli.tables import stdout
+
+    for sample in samples[:2]:
+        stdout.print(f"[dim]{sample.prompt[-160:]!r}[/dim] → {sample.text[:240]!r}", markup=True)
+    stdout.print(
+        f"{out}: {finished.tokens:,} tokens in {finished.seconds / 60:.1f} min, "
+        f"held-out bits per byte {finished.before.bits_per_byte:.3f} → [bold]{finished.after.bits_per_byte:.3f}[/]"
+    )
+
+
+@app.command(epilog="Example: archsearch export checkpoint --to onnx --out exported")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")],
+    to: Annotated[Literal["onnx", "hf", "gguf"], typer.Option("--to", help="onnx, hf (Hugging Face), gguf.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to be made.")],
+    precision: Annotated[str | None, typer.Option("--precision", help="Of ONNX: fp32, int8 or int4; default int4.")] = None,
+    max_context: Annotated[int | None, typer.Option("--max-context", min=8, help="Of ONNX: positions it can hold; default 8192.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Export a checkpoint; handed out only when it computes what the trained model does."""
+    from archsearch.export import export as write
+
+    report = write(checkpoint, out, to, precision=precision, max_context=max_context)
+    if json_output:
+        print_json(report.to_dict())
+    else:
+        typer.echo(f"{out}: {report}")

@@ -1,0 +1,241 @@
+"""Every stage in turn: profile, search, check, train, export, bench, report. Each stage reads files that the one before wrote, does
+only what is not done yet, and can be run alone by its own command.
+
+A run directory holds space.toml, models/ (ONNX by content hash), measurements.db, study.db, quality.jsonl, search.json, spec.toml
+(the choice), front/, bench/ (documents), checkpoint/, export/ and report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from archsearch.bench import BenchResult, bench, onnx_target, spec_target
+from archsearch.budgets import Budget, combine
+from archsearch.errors import InputError, RunError
+from archsearch.files import write_atomic
+from archsearch.predict import CostTable
+from archsearch.profile import profile
+from archsearch.search import Searcher, SearchResult
+from archsearch.search.study import write_results
+from archsearch.space import Space
+from archsearch.spec import ArchSpec
+from archsearch.store import Store
+from devices import Device, open_device
+
+Stage = Literal["profile", "search", "check", "train", "export", "bench", "report"]
+STAGES: tuple[Stage, ...] = ("profile", "search", "check", "train", "export", "bench", "report")
+CHECKED_LAYOUTS = 3
+"""Layouts of the front that are measured with random weights, beside the trained one, to see how good the predictions are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEvent:
+    """Something happened in a stage; `event` is None when the stage begins, else what the stage's own function yields."""
+
+    stage: Stage
+    event: Any = None
+    note: str = ""
+
+
+@dataclass(kw_only=True)
+class RunOutcome:
+    """What a run came to."""
+
+    search: SearchResult | None = None
+    spec: ArchSpec | None = None
+    bench: dict[str, Any] | None = None
+    report: Path | None = None
+
+
+def claim(run_dir: Path, space_path: Path) -> Space:
+    """Read a space and make the run directory its own.
+
+    Raises:
+        FileFormatError: the space file is wrong.
+        InputError: the directory holds the run of another space, or is no directory.
+    """
+    space = Space.read(space_path)
+    kept = run_dir / "space.toml"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir}: is a file, not a directory; choose another --run")
+    if kept.exists() and Space.read(kept).space_id != space.space_id:
+        raise InputError(f"{run_dir}: holds the run of another space ({kept}); choose another --run, or remove it")
+    if not kept.exists() or kept.read_bytes() != space_path.read_bytes():
+        write_atomic(kept, space_path.read_bytes())
+    return space
+
+
+def load_table(run_dir: Path, device_id: str) -> CostTable:
+    """The cost table of a run.
+
+    Raises:
+        StoreError, MissingMeasurement: there is none, or not for that device.
+    """
+    with Store(run_dir / "measurements.db", create=False) as store:
+        return CostTable.load(store, device=device_id)
+
+
+def make_searcher(space: Space, run_dir: Path, table: CostTable, budgets: Sequence[Budget], *, trials: int | None, seed: int | None, storage: str | None = None) -> Searcher:
+    """A searcher with the space's settings where nothing else is said."""
+    from archsearch.quality import Evaluator, QualitySettings
+
+    settings = space.search
+    context = max(space.decode, default=4096)
+    quality = QualitySettings(recall_steps=settings.recall_steps, text_steps=settings.text_steps, context=max(1, context))
+    seed = settings.seed if seed is None else seed
+    evaluator = Evaluator(run_dir / "quality.jsonl", quality, seed=seed)
+    merged = combine(space.budgets, budgets)
+    return Searcher(space, table, evaluator, run_dir, budgets=merged, trials=trials or settings.trials, seed=seed, storage=storage)
+
+
+def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None:
+    """Write search.json and, when a layout was found, spec.toml and front/."""
+    if result.best is not None:
+        write_results(result, searcher)
+    document = result.to_dict() | {"budgets": {str(b.metric): b.limit for b in searcher.budgets}, "device": searcher.table.device, "seed": searcher.seed}
+    write_atomic(run_dir / "search.json", json.dumps(document, indent=2) + "\n")
+
+
+def infeasible(result: SearchResult) -> RunError:
+    """The one line for budgets that no layout keeps."""
+    parts = [f"{metric}<={entry['limit']:g} (best reachable {entry['best_reachable']:.4g})" for metric, entry in result.unreachable.items()]
+    alone = all(entry["best_reachable"] <= entry["limit"] for entry in result.unreachable.values())
+    why = "each can be kept, but no layout that was tried keeps them together" if alone else "no layout of the space keeps them"
+    return RunError(f"impossible budgets: {', '.join(parts)}: {why}; loosen them, or widen the space")
+
+
+def run(
+    space_path: Path, run_dir: Path, device_ids: Sequence[str], *, budgets: Sequence[Budget] = (), trials: int | None = None, seed: int | None = None, outcome: RunOutcome
+) -> Iterator[StageEvent]:
+    """Run all stages; what is done already is not done again.
+
+    Raises:
+        ArchsearchError, OperatorError, DeviceError: a stage failed; the report of what there is has been written by then.
+    """
+    space = claim(run_dir, space_path)
+    devices = {device_id: open_device(device_id) for device_id in device_ids}
+    first = device_ids[0]
+    for device_id, device in devices.items():
+        yield StageEvent(stage="profile", note=device_id)
+        for measured in profile(space, run_dir, device):
+            yield StageEvent(stage="profile", event=measured)
+    table = load_table(run_dir, first)
+
+    yield StageEvent(stage="search")
+    searcher = make_searcher(space, run_dir, table, budgets, trials=trials, seed=seed)
+    with searcher.evaluator:
+        for found in searcher.run():
+            yield StageEvent(stage="search", event=found)
+    outcome.search = result = searcher.result()
+    keep_result(run_dir, searcher, result)
+    if result.best is None:
+        yield from _report(run_dir, outcome)
+        raise infeasible(result)
+    outcome.spec = spec = ArchSpec.read(run_dir / "spec.toml")
+
+    yield StageEvent(stage="check")
+    for point in _to_check(result):
+        named = replace(point.spec, name=f"layout {point.spec.spec_id[:6]}")
+        target = spec_target(named, [space.precision], run_dir / "models", max_context=space.max_context + 1)
+        for device_id, device in devices.items():
+            yield from _bench("check", target, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=1)
+
+    yield StageEvent(stage="train")
+    yield from _train(space, spec, run_dir)
+    yield StageEvent(stage="export")
+    yield from _export(space, run_dir)
+    yield StageEvent(stage="bench")
+    trained = onnx_target(run_dir / "export" / "model.onnx", spec=replace(spec, name="trained model"))
+    for device_id, device in devices.items():
+        yield from _bench("bench", trained, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=2)
+    outcome.bench = json.loads((run_dir / "bench" / f"trained_model-{first}.json").read_text())
+    yield from _report(run_dir, outcome)
+
+
+def _to_check(result: SearchResult) -> list[Any]:
+    """Layouts of the front from the fastest to the slowest, without the chosen one, which is benched when it is trained."""
+    others = [point for point in result.front if result.best is not None and point.spec != result.best.spec]
+    if len(others) <= CHECKED_LAYOUTS:
+        return others
+    return [others[i * (len(others) - 1) // (CHECKED_LAYOUTS - 1)] for i in range(CHECKED_LAYOUTS)]
+
+
+def _bench(
+    stage: Stage, target: Any, device: Device, device_id: str, space: Space, run_dir: Path, table: CostTable, *, passes: int
+) -> Iterator[StageEvent]:
+    result = BenchResult()
+    workloads = space.workloads(space.precision, space.threads)
+    for event in bench(target, device, workloads, run_dir=run_dir, table=table, device_id=device_id, passes=passes, result=result):
+        yield StageEvent(stage=stage, event=event)
+    keep_bench(run_dir, device_id, result.document)
+
+
+def keep_bench(run_dir: Path, device_id: str, document: dict[str, Any]) -> None:
+    """Keep a bench document for the report."""
+    name = f"{document['name']}-{device_id}".replace(" ", "_").replace("/", "_").replace(":", "_")
+    write_atomic(run_dir / "bench" / f"{name}.json", json.dumps(document, indent=2) + "\n")
+
+
+def train_settings(space: Space) -> Any:
+    """The trainer's settings as a space's [train] table has them."""
+    from archsearch.train import TrainSettings
+
+    table = space.train
+    if table.tokens is not None:
+        return TrainSettings(tokens=table.tokens)
+    return TrainSettings(max_seconds=60 * table.minutes) if table.minutes is not None else TrainSettings()
+
+
+def _train(space: Space, spec: ArchSpec, run_dir: Path) -> Iterator[StageEvent]:
+    from archsearch.checkpoint import Checkpoint, is_checkpoint
+    from archsearch.train import read_metrics, train
+
+    out = run_dir / "checkpoint"
+    resume = False
+    if is_checkpoint(out):
+        kept = Checkpoint.open(out).spec
+        if kept.spec_id != spec.spec_id:
+            # The search has chosen anew: what was trained before is kept beside.
+            out.rename(run_dir / f"checkpoint-{kept.spec_id}")
+        else:
+            metrics = read_metrics(out)
+            if metrics and metrics[-1]["event"] == "finished":
+                return
+            resume = True
+    for event in train(spec, [Path(path) for path in space.train.data], out, settings=train_settings(space), resume=resume):
+        yield StageEvent(stage="train", event=event)
+
+
+def _export(space: Space, run_dir: Path) -> Iterator[StageEvent]:
+    from archsearch.export import export_onnx
+
+    checkpoint, out = run_dir / "checkpoint", run_dir / "export"
+    done = out / "export.json"
+    if done.exists() and done.stat().st_mtime > (checkpoint / "model.safetensors").stat().st_mtime:
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    report = export_onnx(checkpoint, out, space.precision, max_context=space.max_context + 1, held_out=held_out_tokens(space, checkpoint))
+    yield StageEvent(stage="export", event=report)
+
+
+def held_out_tokens(space: Space, checkpoint: Path, count: int = 2048) -> list[int]:
+    """Tokens the checkpoint was not trained on, to tell what a precision costs."""
+    from archsearch.checkpoint import Checkpoint
+    from archsearch.data import open_corpus, prepare
+
+    tokenizer = Checkpoint.open(checkpoint).tokenizer()
+    data = prepare(open_corpus([Path(path) for path in space.train.data]), space.vocab_size, tokenizer=tokenizer)
+    return [int(token) for token in data.held_out[:count]]
+
+
+def _report(run_dir: Path, outcome: RunOutcome) -> Iterator[StageEvent]:
+    from archsearch.report import write_report
+
+    yield StageEvent(stage="report")
+    outcome.report = run_dir / "report.html"
+    write_report(run_dir, outcome.report)
