@@ -2,17 +2,23 @@
 
 Symmetric: `w = scale * (q - 2^(bits-1))`. The scale makes the entry of largest magnitude exact (`scale = -extreme / 2^(bits-1)`,
 as ONNX Runtime's own quantiser and llama.cpp's Q4_0 do), so all 2^bits levels are used.
+
+The runtime's int8 and int4 products (`accuracy_level=4`) round their inputs too, to int8; `RoundedInputs` says so to a reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from operators.costs import BITS, QUANT_BLOCK
 from operators.specs import Precision, WeightSpec
+
+ROWS_AT_ONCE = 1 << 22
+"""Values that are quantised together: enough for numpy to be fast, few enough to stay in the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,17 @@ def quantize(weight: np.ndarray, bits: int) -> Quantized:
     """Quantise a float matrix [rows, columns] to 4 or 8 bits."""
     rows, columns = weight.shape
     blocks = -(-columns // QUANT_BLOCK)
+    data = np.empty((rows, blocks, QUANT_BLOCK * bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    step = max(1, ROWS_AT_ONCE // columns)
+    for first in range(0, rows, step):
+        part = slice(first, first + step)
+        data[part], scales[part] = _quantize_rows(weight[part], bits, blocks)
+    return Quantized(data=data, scales=scales, bits=bits, columns=columns)
+
+
+def _quantize_rows(weight: np.ndarray, bits: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = weight.shape
     padded = np.zeros((rows, blocks * QUANT_BLOCK), np.float32)
     padded[:, :columns] = weight
     blocked = padded.reshape(rows, blocks, QUANT_BLOCK)
@@ -44,7 +61,7 @@ def quantize(weight: np.ndarray, bits: int) -> Quantized:
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
     levels = np.clip(np.rint(blocked * inverse[..., None]) + half, 0, 2 * half - 1).astype(np.uint8)
     data = levels if bits == 8 else levels[..., 0::2] | (levels[..., 1::2] << 4)
-    return Quantized(data=data, scales=scales.astype(np.float32), bits=bits, columns=columns)
+    return data, scales
 
 
 def dequantize(quantized: Quantized) -> np.ndarray:
@@ -63,3 +80,38 @@ def dequantized(weights: Mapping[str, np.ndarray], specs: Iterable[WeightSpec], 
     linear = {spec.name for spec in specs if spec.linear}
     bits = BITS[precision]
     return {name: dequantize(quantize(value, bits)) if name in linear else value for name, value in weights.items()}
+
+
+class RoundedInputs(np.ndarray):
+    """A weight whose products round their inputs to int8 first; `operators.reference.linear` does so when it meets one.
+
+    Attributes:
+        group: input channels that share a scale: 32 as the runtime's x86 kernels have it, None for the whole row as its
+            kernels for ARM have it.
+    """
+
+    group: int | None = None
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.group = getattr(source, "group", None)
+
+    def round_inputs(self, x: np.ndarray) -> np.ndarray:
+        """`x` [..., channels] on 255 levels symmetric around zero, the largest magnitude of each group exact."""
+        channels = x.shape[-1]
+        group = self.group or channels
+        padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -channels % group)])
+        grouped = padded.reshape(*x.shape[:-1], -1, group)
+        step = np.abs(grouped).max(-1, keepdims=True) / 127
+        levels = np.rint(np.divide(grouped, step, out=np.zeros_like(grouped), where=step != 0))
+        return np.asarray((levels * step).reshape(padded.shape)[..., :channels])
+
+
+def with_rounded_inputs(weights: Mapping[str, np.ndarray], specs: Iterable[WeightSpec], group: int | None) -> dict[str, np.ndarray]:
+    """The same weights, the linear ones marked as `RoundedInputs`."""
+    linear = {spec.name for spec in specs if spec.linear}
+    marked = dict(weights)
+    for name in linear & marked.keys():
+        view = np.asarray(marked[name]).view(RoundedInputs)
+        view.group = group
+        marked[name] = view
+    return marked

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.kinds import operator_for
+from operators.quantize import RoundedInputs
 from operators.specs import BlockSpec, GlaSpec, GqaSpec, ModelDims, ShortConvSpec, SwaSpec
 
 Array = npt.NDArray[np.float64]
@@ -32,7 +33,11 @@ def silu(x: Array) -> Array:
 
 
 def linear(weights: Weights, name: str, x: np.ndarray) -> Array:
-    y: Array = np.asarray(x, np.float64) @ np.asarray(weights[f"{name}.weight"], np.float64).T
+    """`x @ W.T`; where W is marked so, x is rounded to int8 as the runtime's quantised products do."""
+    weight, x = weights[f"{name}.weight"], np.asarray(x, np.float64)
+    if isinstance(weight, RoundedInputs):
+        x = weight.round_inputs(x)
+    y: Array = x @ np.asarray(weight, np.float64).T
     return y
 
 
@@ -135,8 +140,8 @@ def model(blocks: Sequence[BlockSpec], dims: ModelDims, weights: Weights, ids_BT
     for i, spec in enumerate(blocks):
         x_BTD, new = block(spec, dims, part(weights, f"layers.{i}."), x_BTD, None if state is None else state[i])
         states.append(new)
-    head = weights["lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight"]
-    return rms_norm(x_BTD, weights["embedding_norm.weight"], dims.norm_eps) @ np.asarray(head, np.float64).T, states
+    head = "lm_head" if "lm_head.weight" in weights else "embed_tokens"
+    return linear(weights, head, rms_norm(x_BTD, weights["embedding_norm.weight"], dims.norm_eps)), states
 
 
 def part(weights: Weights, prefix: str) -> dict[str, np.ndarray]:

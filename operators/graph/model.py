@@ -43,7 +43,7 @@ def write_blocks(
     Raises:
         GraphError: a weight is missing.
     """
-    names = _chain_weights(blocks, dims)
+    names = chain_weights(blocks, dims)
     graph = GraphBuilder(dims, precision, weights if weights is not None else random_weights(names, seed), max_context)
     hidden = graph.add_input("hidden", TensorProto.FLOAT, ("batch", "tokens", dims.hidden_size))
     residual, delta = _layers(graph, blocks, dims, hidden)
@@ -117,12 +117,13 @@ class _RandomWeights(Mapping[str, np.ndarray]):
         return len(self.specs)
 
 
-def _chain_weights(blocks: Sequence[BlockSpec], dims: ModelDims) -> list[WeightSpec]:
-    return [
+def chain_weights(blocks: Sequence[BlockSpec], dims: ModelDims) -> tuple[WeightSpec, ...]:
+    """The weights of a chain of blocks, named "layers.{i}...." as in a model."""
+    return tuple(
         WeightSpec(name=f"layers.{i}.{weight.name}", shape=weight.shape, linear=weight.linear)
         for i, block in enumerate(blocks)
         for weight in block_weights(block, dims)
-    ]
+    )
 
 
 def _layers(graph: GraphBuilder, blocks: Sequence[BlockSpec], dims: ModelDims, hidden: str) -> tuple[str, str | None]:
