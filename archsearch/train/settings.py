@@ -38,7 +38,7 @@ class TrainSettings:
     """Sequences that go through the model at once; gradients add up over the batch."""
     learning_rate: float | None = None
     """Peak of the schedule."""
-    schedule: Schedule = "cosine"
+    schedule: Schedule = "wsd"
     seed: int = 0
     """Of the initial weights and the order of the data."""
     threads: int | None = None
@@ -174,8 +174,8 @@ def default_learning_rate(hidden_size: int) -> float:
 
 
 def default_batch(tokens: int, sequence: int) -> int:
-    """Sequences of an update: the Step Law's `0.58 * tokens^0.571` tokens (arXiv 2503.04715), at least 2048 tokens."""
-    wanted = max(0.58 * math.pow(tokens, 0.571), 2048.0)
+    """Sequences of an update: the Step Law's `0.58 * tokens^0.571` tokens (arXiv 2503.04715), at least one micro-batch."""
+    wanted = max(0.58 * math.pow(tokens, 0.571), MICRO_BATCH_TOKENS)
     return max(1, round(wanted / sequence))
 
 
