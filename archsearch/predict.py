@@ -257,6 +257,8 @@ class CostTable:
     def block_memory(self, block: BlockSpec, dims: ModelDims, precision: Precision) -> BlockMemory:
         """From a chain and a single copy: the difference is what one more block costs, caches taken off by their exact size.
 
+        Blocks so small that the difference drowns in the allocator's noise count with their stored weights, which are a lower bound.
+
         Raises:
             MissingMeasurement: one of the two is missing.
         """
@@ -269,7 +271,9 @@ class CostTable:
             raise MissingMeasurement(f"{self.device}: memory of {block_label(block)} in {precision} was not measured; run `archsearch profile`")
         (few, (row, low)), (many, (_, high)) = min(found.items()), max(found.items())
         each = (high["peak_bytes"] - low["peak_bytes"]) / (many - few)
-        caches = block_costs(block, dims).state_bytes(batch=row.workload.batch, cache=row.workload.cache)
+        costs = block_costs(block, dims)
+        caches = costs.state_bytes(batch=row.workload.batch, cache=row.workload.cache)
+        each = max(each, caches + costs.weight_bytes(precision))
         runtime = low["peak_bytes"] - low["base_bytes"] - few * each
         return BlockMemory(weights=each - caches, runtime=runtime)
 
