@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,12 +21,23 @@ CPU_DIR = Path("/sys/devices/system/cpu")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 BUSY_SHARE = 0.1
 """Share of the machine used by others from which samples are flagged: two cores lose a tenth of their time, and caches more."""
+HOT_C = 90.0
+"""From here laptops and phones lower their clocks."""
+LOOK_EVERY_S = 0.25
+"""Between two looks while waiting; the kernel counts in ticks of 10 ms, so shorter spans say little."""
+SHORTEST_SPAN_S = 0.1
+STOLEN_CORES = 0.02
+"""Cores stolen by a hypervisor from which it is worth saying."""
+HUGE_PAGE_SHARE = 0.9
+"""Below it, int4 decode differs by 6-10 % from process to process."""
 
 
 class Watch:
     """Reads the machine's state; between two looks it knows how much of the machine other processes used."""
 
     def __init__(self) -> None:
+        self.huge_page_share: float | None = None
+        """Set by the agent when it has looked: that walk over its pages is too slow for every look."""
         self._process = psutil.Process()
         self._last = self._times()
 
@@ -38,8 +51,7 @@ class Watch:
         now = self._times()
         elapsed, busy, own = (new - old for new, old in zip(now, self._last, strict=True))
         capacity = elapsed * (os.cpu_count() or 1)
-        # The kernel counts in ticks of 10 ms: shorter spans say nothing.
-        share = min(1.0, max(0.0, (busy - own) / capacity)) if elapsed >= 0.1 else None
+        share = min(1.0, max(0.0, (busy - own) / capacity)) if elapsed >= SHORTEST_SPAN_S else None
         if share is not None:
             self._last = now
         return MachineState(
@@ -50,7 +62,47 @@ class Watch:
             steal_ticks=steal_ticks(),
             busy_other_share=share,
             available_bytes=psutil.virtual_memory().available,
+            swapped_bytes=swapped(),
+            on_battery=on_battery(),
+            huge_page_share=self.huge_page_share,
         )
+
+
+def settle(
+    look: Callable[[], MachineState],
+    max_wait_s: float,
+    *,
+    waiting: Callable[[], object] = lambda: None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> MachineState:
+    """Look until the machine is neither busy nor hot, or `max_wait_s` is over; `waiting` is called before every pause.
+
+    Returns:
+        The last look, with how long it took to get there. What still speaks against it is in `flags([state])`.
+    """
+    state, waited = look(), 0.0
+    while {"busy", "hot"} & set(flags([state])) and waited < max_wait_s:
+        waiting()
+        pause = min(LOOK_EVERY_S, max_wait_s - waited)
+        sleep(pause)
+        waited += pause
+        state = look()
+    return replace(state, waited_s=waited)
+
+
+def flags(states: Sequence[MachineState]) -> tuple[str, ...]:
+    """What speaks against samples that were taken among these looks: "busy", "hot", "swapping", "battery"; empty when nothing does."""
+    found = []
+    if any(state.busy_other_share is not None and state.busy_other_share > BUSY_SHARE for state in states):
+        found.append("busy")
+    if any(state.temperature_c is not None and state.temperature_c >= HOT_C for state in states):
+        found.append("hot")
+    swaps = [state.swapped_bytes for state in states if state.swapped_bytes is not None]
+    if swaps and max(swaps) > min(swaps):
+        found.append("swapping")
+    if any(state.on_battery for state in states):
+        found.append("battery")
+    return tuple(found)
 
 
 def clocks() -> tuple[float, ...] | None:
@@ -77,7 +129,28 @@ def temperature() -> float | None:
 def steal_ticks() -> int | None:
     """Ticks that a hypervisor gave to others, all cores, since boot."""
     steal = getattr(psutil.cpu_times(), "steal", None)
-    return round(steal * os.sysconf("SC_CLK_TCK")) if steal is not None else None
+    return round(steal * os_ticks()) if steal is not None else None
+
+
+def swapped() -> int | None:
+    """Bytes swapped in and out since boot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # psutil warns where the kernel keeps no count
+            swap = psutil.swap_memory()
+    except (OSError, RuntimeError):
+        return None
+    return int(swap.sin + swap.sout)
+
+
+def on_battery() -> bool | None:
+    """Whether the machine draws on its battery; None where it has none."""
+    read = getattr(psutil, "sensors_battery", None)
+    try:
+        battery = read() if read else None
+    except (OSError, RuntimeError):
+        return None
+    return not battery.power_plugged if battery is not None and battery.power_plugged is not None else None
 
 
 def governor() -> str | None:
@@ -93,51 +166,77 @@ def huge_pages() -> str | None:
 
 
 def fastest_cores(threads: int) -> tuple[int, ...] | None:
-    """Which logical cores to pin `threads` threads to: the most capable first, one for each physical core while they last."""
+    """Which logical cores to pin `threads` threads to; None where a process cannot be pinned.
+
+    Each on a physical core of its own while they last, the fastest first, among equals the highest number: core 0 serves most interrupts.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return None
-    allowed = sorted(os.sched_getaffinity(0))
-    seen: dict[str, int] = {}
+    siblings_seen: dict[str, int] = {}
 
     def rank(core: int) -> tuple[int, float, int]:
         base = CPU_DIR / f"cpu{core}"
         siblings = _read(base / "topology" / "thread_siblings_list") or str(core)
-        seen[siblings] = seen.get(siblings, -1) + 1
+        siblings_seen[siblings] = nth = siblings_seen.get(siblings, -1) + 1
         speed = float(_read(base / "cpu_capacity") or _read(base / "cpufreq" / "cpuinfo_max_freq") or 0)
-        return seen[siblings], -speed, core
+        return nth, -speed, -core
 
-    ranked = sorted((rank(core) for core in allowed))
-    return tuple(sorted(core for _, _, core in ranked[:threads]))
+    ranked = sorted((rank(core), core) for core in sorted(os.sched_getaffinity(0)))
+    return tuple(sorted(core for _, core in ranked[:threads]))
 
 
 def spread(samples_ns: Sequence[int]) -> float:
-    """Half the distance of the quartiles over the median: 0.01 means that half of the samples lie within 1 %."""
+    """Half the distance of the quartiles over the median: 0.01 means that half of the samples lie within 1 % of it. 0 for fewer than 4."""
     if len(samples_ns) < 4:
         return 0.0
     low, middle, high = statistics.quantiles(samples_ns, n=4)
     return (high - low) / 2 / middle if middle else 0.0
 
 
+def stability(rounds_ns: Sequence[Sequence[int]]) -> float:
+    """How well a case repeats, from 0 to 1: the smallest over the largest of the rounds' medians. 1 for a single round.
+
+    Rounds are separated in time and by other cases; the spread within a round says nothing of drift.
+    """
+    medians = [statistics.median(samples) for samples in rounds_ns if samples]
+    return min(medians) / max(medians) if medians and max(medians) > 0 else 1.0
+
+
 def advice(conditions: Conditions, states: Sequence[MachineState]) -> list[str]:
-    """What a user can do for steadier numbers, in plain words; empty where nothing is wrong."""
+    """What a user can do for steadier numbers, in plain words; empty where nothing is wrong.
+
+    `states`: every look of the series, in order of time.
+    """
     lines = []
     shares = [state.busy_other_share for state in states if state.busy_other_share is not None]
     if shares and statistics.mean(shares) > BUSY_SHARE:
-        lines.append(f"Other processes used {statistics.mean(shares):.0%} of the machine while it was measured: close them and profile again.")
+        lines.append(f"Other processes used {statistics.mean(shares):.0%} of the machine meanwhile: close them and measure again.")
     steals = [state.steal_ticks for state in states if state.steal_ticks is not None]
-    if steals and max(steals) - min(steals) > 100:
-        lines.append("The hypervisor took time away (steal): this virtual machine shares its cores; expect a larger spread.")
-    if conditions.governor and "performance" not in conditions.governor:
-        lines.append(f"The frequency governor is {conditions.governor}: `sudo cpupower frequency-set -g performance` gives steadier clocks.")
+    if len(steals) > 1:
+        stolen = (steals[-1] - steals[0]) / os_ticks() / max(1e-9, states[-1].time_unix_s - states[0].time_unix_s)
+        if stolen > STOLEN_CORES:
+            lines.append(f"The hypervisor took {stolen:.0%} of a core (steal): this virtual machine shares its cores; expect more spread.")
+    found = flags(states)
+    if "swapping" in found:
+        lines.append("The machine swapped while it was measured: close other programs, or measure fewer models at once.")
+    if "battery" in found:
+        lines.append("The machine runs on battery, where clocks are lower: plug it in.")
+    if "hot" in found:
+        hottest = max(state.temperature_c for state in states if state.temperature_c is not None)
+        lines.append(f"The CPU reached {hottest:.0f} °C and may have throttled: let it cool, or wait longer before each round.")
+    if conditions.governor and set(conditions.governor.split("+")) != {"performance"}:
+        lines.append(f"The frequency governor is {conditions.governor}: steadier with `sudo cpupower frequency-set -g performance`.")
+    pages = [state.huge_page_share for state in states if state.huge_page_share is not None]
     if conditions.huge_pages == "never":
-        lines.append("Transparent huge pages are off: `echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled` makes int4 decode steadier.")
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    if battery is not None and not battery.power_plugged:
-        lines.append("The machine runs on battery: plug it in.")
-    hottest = max((state.temperature_c for state in states if state.temperature_c is not None), default=0.0)
-    if hottest > 90:
-        lines.append(f"The CPU reached {hottest:.0f} °C and may have throttled: let it cool, or measure with longer pauses.")
+        lines.append(f"Transparent huge pages are off: int4 decode is steadier with `echo madvise | sudo tee {HUGE_PAGES}`.")
+    elif pages and min(pages) < HUGE_PAGE_SHARE and "hugetlb=1" in conditions.extra.get("glibc_tunables", ""):
+        lines.append(f"Only {min(pages):.0%} of the memory lay in huge pages, so it is fragmented: close other programs, or restart.")
     return lines
+
+
+def os_ticks() -> int:
+    """Ticks a second in which the kernel counts CPU time."""
+    return os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def _read(path: Path) -> str | None:

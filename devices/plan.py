@@ -19,7 +19,9 @@ FailureReason = Literal["load_failed", "run_failed", "crashed", "timeout", "out_
 class Feed:
     """One input tensor, made on the device: nothing but its description travels.
 
-    `fill`: "normal" is N(0, scale), "integers" is uniform in [0, high), "constant" is `value` everywhere.
+    `fill`: "normal" is N(0, scale) in good approximation, "integers" is uniform in [0, high), "constant" is `value` everywhere.
+    The numbers follow from `RunPlan.seed`, the feed's name and the element's index alone, so that every agent, in whatever
+    language, makes the same bits; docs/measuring.md gives the rule.
     """
 
     name: str
@@ -33,7 +35,11 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatePair:
-    """A state input and the output that replaces it. `shared`: one buffer for both; otherwise two, swapped after every run."""
+    """A state input and the output that replaces it.
+
+    `shared`: one buffer for both, written in place. Otherwise there are two, swapped after every run; an output whose shape is
+    not the input's (a cache that grows by concatenation) cannot go back in, and every run starts from the first content.
+    """
 
     input: str
     output: str
@@ -54,14 +60,20 @@ class Case:
 class RunPlan:
     """One series of measurements in one fresh process.
 
-    Every round runs each case at least `min_runs` times and at least `min_time_ns` long,
-    after `warmup_runs` untimed ones. A decode step is repeated as it is: the cache lengths it is given
-    do not advance. `purpose` "memory" takes exactly one case: it loads, runs `min_runs` times, and reports peak memory, not
-    time. "outputs" runs each case `min_runs` times and reports what it computed, so that agents can be compared.
+    Every round runs each case at least `min_runs` times and at least `min_time_ns` long, after `warmup_runs` untimed ones.
+    A decode step is repeated as it is: the cache lengths it is given do not advance. By purpose:
+
+    - "latency": rounds as above.
+    - "memory" takes exactly one case: it loads, runs `min_runs` times, and reports peak memory, not time.
+    - "outputs" runs each case `min_runs` times, the first run included, and reports what it computed, so that agents can be compared.
+    - "limits" takes no case: how fast the machine reads memory and multiplies, the roof that a case's time is held against.
+
+    Raises:
+        ValueError: cases that share an id, or more or fewer of them than the purpose takes; counts below one.
     """
 
     cases: tuple[Case, ...]
-    purpose: Literal["latency", "memory", "outputs"] = "latency"
+    purpose: Literal["latency", "memory", "outputs", "limits"] = "latency"
     threads: int = 1
     cores: tuple[int, ...] | None = None
     """Pin to these logical cores; None leaves the choice to the device (its fastest, one thread a physical core)."""
@@ -75,9 +87,22 @@ class RunPlan:
     memory_arena: bool = False
     memory_limit_bytes: int | None = None
     """Address-space limit of the agent; None for no limit."""
+    max_wait_s: float = 2.0
+    """Before each round a busy or hot machine is given this long to calm down; then it is measured all the same, and flagged."""
     timeout_s: float = 300.0
     """Longest silence of the agent (a load, or one case's round) before it is killed and the running case fails."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        ids = [case.case_id for case in self.cases]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two cases of a plan share an id: {sorted(name for name in set(ids) if ids.count(name) > 1)}")
+        wanted = {"memory": 1, "limits": 0}.get(self.purpose)
+        if (wanted is None and not ids) or (wanted is not None and len(ids) != wanted):
+            raise ValueError(f"a plan for {self.purpose} takes {wanted if wanted is not None else 'some'} cases, not {len(ids)}")
+        for name in ("threads", "rounds", "min_runs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,8 +115,15 @@ class MachineState:
     temperature_c: float | None = None
     steal_ticks: int | None = None
     busy_other_share: float | None = None
-    """Share of all cores' time used by other processes since the last look."""
+    """Share of all cores' time used by other processes, or stolen by a hypervisor, since the last look."""
     available_bytes: int | None = None
+    swapped_bytes: int | None = None
+    """Swapped in and out since boot: what matters is whether it grows."""
+    on_battery: bool | None = None
+    huge_page_share: float | None = None
+    """Share of the agent's anonymous memory in huge pages when the round began."""
+    waited_s: float = 0.0
+    """How long the round was held back for the machine to calm down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +146,8 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started:
+    """A process has begun. There is another one for every process that replaces an agent that died: samples of two are two series."""
+
     conditions: Conditions
     state: MachineState
 
@@ -160,6 +194,25 @@ class OutputsResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LimitResult:
+    """Samples of what the machine can do at most: `amount` bytes or floating-point operations in each of `wall_ns`."""
+
+    limit: Literal["read_bandwidth", "fp32_matmul"]
+    threads: int
+    amount: int
+    wall_ns: tuple[int, ...]
+    method: str
+    """How it was measured, for the reader of a report."""
+    before: MachineState
+    after: MachineState
+
+    @property
+    def per_second(self) -> float:
+        """The fastest sample, in bytes/s or FLOP/s: a limit is what can be reached, not what is usual."""
+        return self.amount / min(self.wall_ns) * 1e9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Failed:
     """A case that gave no result, and why. The series goes on with the others."""
 
@@ -168,4 +221,4 @@ class Failed:
     detail: str
 
 
-Event = Started | Loaded | RoundResult | MemoryResult | OutputsResult | Failed
+Event = Started | Loaded | RoundResult | MemoryResult | OutputsResult | LimitResult | Failed

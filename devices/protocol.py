@@ -1,12 +1,14 @@
 """Plans and events as JSON lines: the language that every agent speaks.
 
-The host writes one line, the plan. The agent answers with one line an event, `{"event": NAME, ...fields}`, and besides with
-`{"event": "doing", "case_id": ...}` before everything that may crash or hang, so that the host knows whose fault it was.
+The host writes one line, the plan, and leaves its end open: when it is closed, the agent ends. The agent answers with one line
+an event, `{"event": NAME, ...fields}`, and besides with `{"event": "doing", "case_id": ...}` before everything that may crash or
+hang, so that the host knows whose fault it was. Exit status 0 means that the whole plan was worked through.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from devices.plan import (
     Event,
     Failed,
     Feed,
+    LimitResult,
     Loaded,
     MachineState,
     MemoryResult,
@@ -33,13 +36,23 @@ EVENTS: dict[str, type[Any]] = {
     "round": RoundResult,
     "memory": MemoryResult,
     "outputs": OutputsResult,
+    "limit": LimitResult,
     "failed": Failed,
 }
 NAMES = {cls: name for name, cls in EVENTS.items()}
 
 
 def encode_plan(plan: RunPlan) -> str:
-    return json.dumps(asdict(plan), default=str)
+    return json.dumps(asdict(plan), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Paths become absolute, since an agent may work elsewhere; numpy's integers become integers."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if hasattr(value, "__index__"):
+        return operator.index(value)
+    raise TypeError(f"{value!r} has no place in a plan")
 
 
 def decode_plan(line: str) -> RunPlan:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
+import time
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from devices.plan import Case, Feed, RunPlan
+from devices.agent.feeds import content
+from devices.plan import Case, RunPlan
 
 
 def load(path: str, plan: RunPlan) -> onnxruntime.InferenceSession:
+    """A session as every agent configures it. Weights in external files are mapped, not read; prepacking then copies what it needs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = plan.threads
     options.inter_op_num_threads = 1
@@ -24,63 +26,51 @@ def load(path: str, plan: RunPlan) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def content(feed: Feed, seed: int) -> np.ndarray:
-    """The array a feed describes; made in place, so that peak memory is the array's own."""
-    values = np.zeros(feed.shape, feed.dtype)
-    generator = np.random.default_rng([seed, zlib.crc32(feed.name.encode())])
-    match feed.fill:
-        case "constant":
-            values.fill(feed.value)
-        case "normal" if values.dtype == np.float32:
-            generator.standard_normal(out=values, dtype=np.float32)
-            values *= np.float32(feed.scale)
-        case "normal":
-            values[...] = generator.standard_normal(feed.shape) * feed.scale
-        case "integers":
-            values[...] = generator.integers(0, feed.high, feed.shape)
-    return values
-
-
 class BoundCase:
-    """All inputs and outputs of a case in fixed buffers; states are updated in place or swapped after every run."""
+    """All inputs and outputs of a case in fixed buffers; states are updated in place or swapped after every run.
+
+    Making one runs it once: that run tells the outputs' shapes and pays for lazy initialisation, `first_run_ns`.
+
+    Raises:
+        ValueError: a state that has no feed.
+    """
 
     def __init__(self, session: onnxruntime.InferenceSession, case: Case, seed: int) -> None:
-        self.session = session
-        self._arrays: list[np.ndarray] = []
-        inputs = {feed.name: self._value(content(feed, seed)) for feed in case.feeds}
-        self._outputs = {state.output: inputs[state.input] for state in case.states if state.shared}
-        swapped = {state.output: state.input for state in case.states if not state.shared}
-        twins = {name: self._value(np.zeros_like(inputs[source].numpy())) for name, source in swapped.items()}
-        free = [output.name for output in session.get_outputs() if output.name not in self._outputs and output.name not in swapped]
+        self._session = session
+        self._arrays = {feed.name: content(feed, seed) for feed in case.feeds}  # the values below borrow their memory
+        given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self._arrays.items()}
+        if orphans := [state.input for state in case.states if state.input not in given]:
+            raise ValueError(f"the states {', '.join(orphans)} have no feed")
+        shared = {state.output: given[state.input] for state in case.states if state.shared}
+        order = [output.name for output in session.get_outputs()]
+        free = [name for name in order if name not in shared]
 
-        first = self._bind(inputs, self._outputs | twins)
+        first = self._bind(given, shared)
         for name in free:
             first.bind_output(name)
+        before = time.perf_counter_ns()
         session.run_with_iobinding(first)
-        order = [output.name for output in session.get_outputs()]
-        made = dict(zip([*self._outputs, *twins, *free], first.get_outputs(), strict=True))
-        fixed = self._outputs | {name: made[name] for name in free}
+        self.first_run_ns = time.perf_counter_ns() - before
 
-        # After the first run the new states lie in the twins: from there on the two sets change places.
-        back = {source: twins[name] for name, source in swapped.items()}
-        self._bindings = [
-            self._bind(inputs | back, fixed | {name: inputs[source] for name, source in swapped.items()}),
-            self._bind(inputs, fixed | twins),
-        ]
-        self._results = [
-            fixed | {name: inputs[source] for name, source in swapped.items()},
-            fixed | twins,
-        ]
-        if not swapped:
-            self._bindings, self._results = self._bindings[1:], self._results[1:]
-        self._order, self._turn = order, 0
-
-    def _value(self, array: np.ndarray) -> Any:
-        self._arrays.append(array)  # the value borrows the array's memory
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        made = dict(zip([*shared, *free], first.get_outputs(), strict=True))
+        swapped = {
+            state.output: state.input
+            for state in case.states
+            if not state.shared and tuple(made[state.output].shape()) == self._arrays[state.input].shape
+        }
+        # The first run has left the new states in `made`: the next one reads them there and writes to the inputs' buffers.
+        there = (given, made)
+        back = (
+            given | {source: made[name] for name, source in swapped.items()},
+            made | {name: given[source] for name, source in swapped.items()},
+        )
+        pairs = [back, there] if swapped else [there]
+        self._bindings = [self._bind(inputs, outputs) for inputs, outputs in pairs]
+        self._results = [{name: outputs[name] for name in order} for _, outputs in pairs]
+        self._turn = 0
 
     def _bind(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> onnxruntime.IOBinding:
-        binding = self.session.io_binding()
+        binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
@@ -88,15 +78,18 @@ class BoundCase:
         return binding
 
     def run(self) -> None:
+        """One run; the states advance."""
         turn = self._turn
-        self.session.run_with_iobinding(self._bindings[turn])
+        self._session.run_with_iobinding(self._bindings[turn])
         self._turn = (turn + 1) % len(self._bindings)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every output of the latest run."""
         results = self._results[self._turn - 1]
-        return {name: hashlib.sha256(np.ascontiguousarray(results[name].numpy()).tobytes()).hexdigest() for name in self._order}
+        return {name: hashlib.sha256(np.ascontiguousarray(value.numpy()).tobytes()).hexdigest() for name, value in results.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or re.search(r"bad_alloc|bad allocation|Failed to allocate memory|out of memory", str(error), re.I) is not None
+    """Whether an error of the runtime, or of Python, says that memory ran out."""
+    said = re.search(r"bad_alloc|bad allocation|Failed to allocate memory|out of memory", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or said is not None

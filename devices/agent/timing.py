@@ -11,7 +11,7 @@ Clock = Callable[[], int]
 
 
 def timed_runs(
-    run: Callable[[], None],
+    run: Callable[[], object],
     plan: RunPlan,
     *,
     wall: Clock = time.perf_counter_ns,
