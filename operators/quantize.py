@@ -70,7 +70,8 @@ def dequantize(quantized: Quantized) -> np.ndarray:
     if quantized.bits == 4:
         data = np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
     values = (data.astype(np.float32) - (1 << (quantized.bits - 1))) * quantized.scales[..., None]
-    return values.reshape(len(values), -1)[:, : quantized.columns]
+    matrix: np.ndarray = values.reshape(len(values), -1)[:, : quantized.columns]
+    return matrix
 
 
 def dequantized(weights: Mapping[str, np.ndarray], specs: Iterable[WeightSpec], precision: Precision) -> dict[str, np.ndarray]:

@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from operators.costs import BITS, QUANT_BLOCK
+from operators.graph.weight_file import WeightFile
 from operators.quantize import Quantized, quantize
-from operators.specs import GraphError, ModelDims, Precision, StateSpec
+from operators.specs import GraphError, ModelDims, Precision, StateSpec, WeightSpec
 
 MICROSOFT = "com.microsoft"
 OPSET = 21
-EXTERNAL_ABOVE_BYTES = 64 << 20
-"""Weights above this go to a file of their own beside the model: protobuf ends at 2 GiB, and a file can be mapped."""
 
 
 class GraphBuilder:
-    """An ONNX graph under construction.
+    """An ONNX graph under construction; a context manager that leaves nothing behind when it is left without `save`.
 
     Emitters call `linear`, `rms_norm`, `silu`, `node` and `constant`; attention also `sequence_lengths` and `rotary_caches`.
     All values are float32; weights of `linear` are stored in `precision`.
     """
 
-    def __init__(self, dims: ModelDims, precision: Precision, weights: Mapping[str, np.ndarray], max_context: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dims: ModelDims,
+        precision: Precision,
+        specs: Iterable[WeightSpec],
+        weights: Mapping[str, np.ndarray],
+        max_context: int,
+    ) -> None:
+        if max_context < 1:
+            raise GraphError(f"max_context: must be at least 1, got {max_context}")
+        self.path = Path(path)
         self.dims = dims
         self.precision: Precision = precision
+        self.shapes = {spec.name: spec.shape for spec in specs}
         self.weights = weights
         self.max_context = max_context
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.initializers = WeightFile(self.path)
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self._used: Counter[str] = Counter()
         self._lengths: tuple[str, str] | None = None
+
+    def __enter__(self) -> GraphBuilder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.initializers.discard()
 
     def name(self, hint: str) -> str:
         """A value name that is not in use yet."""
         self._used[hint] += 1
         return hint if self._used[hint] == 1 else f"{hint}_{self._used[hint]}"
 
-    def node(self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", hint: str | None = None, **attributes: Any) -> Any:
+    def node(
+        self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", hint: str | None = None, **attributes: Any
+    ) -> Any:
         """Append a node; returns its output name, or a tuple of them when `outputs` is more than one."""
         base = hint or op.lower()
         names = [self.name(f"{base}.{i}" if outputs > 1 else base) for i in range(outputs)]
@@ -59,18 +80,21 @@ class GraphBuilder:
     def constant(self, name: str, value: np.ndarray) -> str:
         """An initializer; the same name twice is the same tensor."""
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.initializers.add(name, value)
         return name
 
     def weight(self, name: str) -> np.ndarray:
         """A weight by its full name.
 
         Raises:
-            GraphError: it was not given.
+            GraphError: it was not given, or has another shape than the operator says.
         """
         if name not in self.weights:
             raise GraphError(f"no weight {name!r} was given")
-        return np.asarray(self.weights[name], np.float32)
+        value = np.asarray(self.weights[name], np.float32)
+        if value.shape != self.shapes[name]:
+            raise GraphError(f"the weight {name!r} has the shape {value.shape}, not {self.shapes[name]}")
+        return value
 
     def linear(self, x: str, *names: str, quantized: bool = True) -> str:
         """`x @ W.T` for one weight [out, in], or for several that are stacked into one product along `out`.
@@ -80,22 +104,27 @@ class GraphBuilder:
         hint = "+".join(names)
         matrix = np.concatenate([self.weight(name) for name in names]) if len(names) > 1 else self.weight(names[0])
         if self.precision == "fp32" or not quantized:
-            return self.node("MatMul", [x, self.constant(f"{hint}.T", matrix.T)], hint=f"{hint}.out")
-        packed = quantize(matrix, BITS[self.precision])
-        data = self.constant(f"{hint}.q", packed.data)
-        scales = self.constant(f"{hint}.scales", packed.scales)
-        return self.matmul_nbits(x, data, scales, packed, hint)
+            return str(self.node("MatMul", [x, self.constant(f"{hint}.T", matrix.T)], hint=f"{hint}.out"))
+        self.store_quantized(hint, matrix)
+        return self.quantized_product(x, hint, matrix.shape)
 
-    def matmul_nbits(self, x: str, data: str, scales: str, packed: Quantized, hint: str) -> str:
-        """The runtime's product with blockwise quantised weights; activations are rounded to int8 in blocks (level 4)."""
+    def store_quantized(self, name: str, matrix: np.ndarray) -> Quantized:
+        """Add a matrix [out, in] in the graph's precision, as `NAME.q` and `NAME.scales`."""
+        packed = quantize(matrix, BITS[self.precision])
+        self.constant(f"{name}.q", packed.data)
+        self.constant(f"{name}.scales", packed.scales)
+        return packed
+
+    def quantized_product(self, x: str, name: str, shape: tuple[int, ...]) -> str:
+        """`x @ W.T` with what `store_quantized` has stored; the runtime rounds `x` to int8 in blocks (accuracy level 4)."""
         return str(
             self.fused(
                 "MatMulNBits",
-                [x, data, scales],
-                hint=f"{hint}.out",
-                K=packed.columns,
-                N=len(packed.scales),
-                bits=packed.bits,
+                [x, f"{name}.q", f"{name}.scales"],
+                hint=f"{name}.out",
+                N=shape[0],
+                K=shape[1],
+                bits=BITS[self.precision],
                 block_size=QUANT_BLOCK,
                 accuracy_level=4,
             )
@@ -168,7 +197,13 @@ class GraphBuilder:
         return name
 
     def add_output(self, source: str, name: str, dtype: int, shape: Sequence[int | str]) -> str:
-        """Make a value a graph output under a public name."""
+        """Make a value a graph output under a public name.
+
+        Raises:
+            GraphError: nothing computes the value.
+        """
+        if any(source == value.name for value in (*self.inputs, *self.outputs)):
+            source = self.node("Identity", [source])  # one value cannot have two public names
         for node in reversed(self.nodes):
             for i, output in enumerate(node.output):
                 if output == source:
@@ -187,23 +222,19 @@ class GraphBuilder:
     def add_state(self, state: StateSpec, layer: int) -> str:
         return self.add_input(state_names(state.name, layer)[0], TensorProto.FLOAT, state.shape)
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the model; large weights go to `NAME.data` beside it, aligned for mapping.
-
-        Raises:
-            GraphError: the graph is not valid ONNX.
-        """
-        graph = helper.make_graph(self.nodes, path.stem, self.inputs, self.outputs, list(self.initializers.values()))
+    def save(self, metadata: Mapping[str, str]) -> None:
+        """Write the model; large weights go to `NAME.data` beside it, aligned for mapping."""
+        initializers = self.initializers.close()
+        graph = helper.make_graph(self.nodes, self.path.stem, self.inputs, self.outputs, initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="archsearch", ir_version=10)
         helper.set_model_props(model, dict(metadata))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if sum(len(tensor.raw_data) for tensor in self.initializers.values()) > EXTERNAL_ABOVE_BYTES:
-            data = path.with_name(path.name + ".data")
-            data.unlink(missing_ok=True)
-            onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=4096)
-        else:
-            onnx.save(model, path)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            partial.write_bytes(model.SerializeToString())
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def state_names(state: str, layer: int) -> tuple[str, str]:

@@ -15,7 +15,12 @@ from google.protobuf.message import DecodeError
 from operators.specs import GraphError
 
 Role = Literal["ids", "hidden", "mask", "positions", "state", "kept"]
-DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.INT32: "int32", onnx.TensorProto.FLOAT16: "float16"}
+DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +80,9 @@ class GraphInfo:
         """
         total = context + tokens
         if self.max_context is not None and total > self.max_context:
-            raise GraphError(f"{self.path.name} holds {self.max_context} positions, {total} are asked for; write it with a larger max_context")
+            raise GraphError(
+                f"{self.path.name} holds {self.max_context} positions, {total} are asked for; write it with a larger max_context"
+            )
         if batch > 1 and tokens > 1 and context > 0 and any(state.shared for state in self.states):
             raise GraphError("the runtime's attention takes several tokens after a context for one sequence only, not for a batch")
         sizes = {"batch": batch, "tokens": tokens, "total": total, "cache": total}
