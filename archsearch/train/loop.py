@@ -8,11 +8,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
 from safetensors.numpy import save_file
 
 from archsearch.checkpoint import COMPLETE, INCOMING, TOKENIZER, TRAINER, Checkpoint, is_checkpoint, save_checkpoint
@@ -29,7 +27,7 @@ from archsearch.train.position import Position, read_position, write_position
 from archsearch.train.samples import write_samples
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import TrainPlan, TrainSettings, plan_steps
-from archsearch.train.trainer import NonFinite, Trainer
+from archsearch.train.trainer import NonFinite, Trainer, threads
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +89,11 @@ def train(
         checkpoint = None
         _refuse_occupied(out, spec)
         tokens = prepare(open_corpus(data, text_field=text_field), spec.vocab_size, tokenizer=tokenizer, cache_dir=cache_dir)
-        with _threads(settings.threads):
+        with threads(settings.threads):
             left = None if settings.max_seconds is None else settings.max_seconds - (time.monotonic() - began)
             plan = make_plan(spec, tokens, settings, seconds_left=left)
         position = Position()
-    with _threads(plan.threads):
+    with threads(plan.threads):
         session = _Session(spec, tokens, plan, position, out, settings.save_every_seconds, began)
         if checkpoint:
             session.trainer.load(checkpoint)
@@ -155,8 +153,8 @@ class _Session:
                 yield self.save()  # a resume must know
             elif isinstance(event, Step) and self._save_is_due():
                 yield self.save()
-        samples = self._samples()
-        yield samples
+        yield self.save()  # writing samples may take a while
+        yield self._samples()
         self.position.finished, self.position.seconds = True, self.seconds
         finished = self._finished()
         self.metrics.write(finished)
@@ -308,14 +306,3 @@ def _refuse_changes(checkpoint: Checkpoint, plan: TrainPlan, spec: ArchSpec, set
                 f"{checkpoint.path}: was begun with {field.name} = {getattr(plan, field.name)}, not {asked[field.name]}, and its schedule "
                 "depends on it; resume without it, or choose another --out"
             )
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    """Torch's thread count while training: it decides how sums are split, and so the last bits of the result."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

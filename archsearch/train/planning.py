@@ -103,7 +103,7 @@ def measure_speed(spec: ArchSpec, data: TokenData, plan: TrainPlan, seconds: flo
     trainer = Trainer(spec, data, plan)
     trainer.update()
     durations: list[float] = []
-    while len(durations) < 3 or (sum(durations) < seconds and len(durations) < 100):
+    while not durations or (sum(durations) < seconds and len(durations) < 100):
         start = time.perf_counter()
         trainer.update()
         durations.append(time.perf_counter() - start)

@@ -11,6 +11,7 @@ from archsearch.data import TokenData
 from archsearch.model import LanguageModel
 from archsearch.train.events import Sample
 from archsearch.train.settings import TrainPlan
+from archsearch.train.trainer import threads
 
 HELD_OUT_PROMPTS = 3
 PROMPT_TOKENS = 48
@@ -31,7 +32,8 @@ def write_samples(model: LanguageModel, data: TokenData, plan: TrainPlan) -> tup
     samples = []
     for number, (ids, reference_text) in enumerate(prompts):
         for temperature in (0.0, TEMPERATURE):
-            text = data.tokenizer.decode(_continue(model, data, plan, ids, temperature, seed=plan.seed + number))
+            with threads(1):  # a token at a time is too little to share, and on a busy machine threads wait for each other
+                text = data.tokenizer.decode(_continue(model, data, plan, ids, temperature, seed=plan.seed + number))
             samples.append(Sample(prompt=data.tokenizer.decode(ids), text=text, reference=reference_text, temperature=temperature))
     return tuple(samples)
 

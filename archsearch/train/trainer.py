@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,17 @@ def _adamw(model: LanguageModel, plan: TrainPlan) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.beta1, plan.beta2), eps=plan.epsilon, fused=True)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Torch's thread count within a block. It decides how sums are split, and so the last bits of the result."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(plan: TrainPlan) -> AbstractContextManager[object]:
