@@ -4,8 +4,19 @@ Recall (can it find what it was told?) and text (how well does it predict bytes?
 budgeted search needs both. A training that has not left its plateau is *unresolved*, which is not the same as bad.
 """
 
-from archsearch.quality.evaluator import Evaluator, LayoutQuality
+from archsearch.quality.evaluator import EvaluationFailure, Evaluator, LayoutQuality
 from archsearch.quality.micro import QualityResult, QualitySettings, evaluate
 from archsearch.quality.proxy import narrow
+from archsearch.quality.rules import Structure, structure
 
-__all__ = ["Evaluator", "LayoutQuality", "QualityResult", "QualitySettings", "evaluate", "narrow"]
+__all__ = [
+    "EvaluationFailure",
+    "Evaluator",
+    "LayoutQuality",
+    "QualityResult",
+    "QualitySettings",
+    "Structure",
+    "evaluate",
+    "narrow",
+    "structure",
+]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
-import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 from archsearch.errors import RunError
 from archsearch.quality.micro import TASKS, QualityResult, QualitySettings, Task, evaluate, settings_key
 from archsearch.spec import ArchSpec
+from operators.specs import SpecError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +44,29 @@ class LayoutQuality:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFailure:
+    """A layout that could not be trained, and why."""
+
+    spec: ArchSpec
+    reason: str
+
+
 class Evaluator:
     """Evaluates layouts; results are cached in `path`, one JSON line each, so that nothing finished is trained twice.
 
     Use as a context manager: leaving it ends the workers, also in the middle of a training.
+
+    Raises:
+        RunError: `path` is there but cannot be read.
     """
 
     def __init__(self, path: Path, settings: QualitySettings, *, seed: int = 0, workers: int | None = None) -> None:
         self.path, self.settings, self.seed = path, settings, seed
         self.workers = workers or max(1, min(8, os.cpu_count() or 1))
         self.cache = _read(path)
-        self._pool: ProcessPoolExecutor | None = None
+        # A pool of one process for each worker: when a process dies, it is known of which training.
+        self._pools: list[ProcessPoolExecutor | None] = [None] * self.workers
 
     def __enter__(self) -> Evaluator:
         return self
@@ -60,59 +75,101 @@ class Evaluator:
         self.close()
 
     def close(self) -> None:
-        if self._pool is not None:
-            processes = list((self._pool._processes or {}).values())
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.join()
-            self._pool = None
+        """End the workers at once; what they had not finished is lost."""
+        for slot in range(self.workers):
+            self._end(slot)
 
     def cached(self, spec: ArchSpec) -> LayoutQuality | None:
         """The quality of a layout if both tasks are known already."""
-        found = {task: self.cache.get(settings_key(spec, task, self.settings, self.seed)) for task in TASKS}
+        try:
+            found = {task: self.cache.get(settings_key(spec, task, self.settings, self.seed)) for task in TASKS}
+        except SpecError:
+            return None
         if found["recall"] is None or found["text"] is None:
             return None
         return LayoutQuality(spec=spec, recall=found["recall"], text=found["text"])
 
-    def evaluate_all(self, specs: Iterable[ArchSpec]) -> Iterator[LayoutQuality]:
-        """Evaluate layouts side by side and yield each when both of its tasks are done.
+    def evaluate_all(self, specs: Iterable[ArchSpec]) -> Iterator[LayoutQuality | EvaluationFailure]:
+        """Evaluate layouts side by side and yield each when both of its tasks are done, or one of them has failed.
+
+        Layouts with the same narrow copy share its trainings.
 
         Raises:
-            RunError: a worker died (out of memory, killed); what was finished is kept.
+            RunError: a result cannot be written down.
         """
-        waiting = list(specs)
-        running: dict[Future[QualityResult], str] = {}
-        for spec in waiting:
-            for task in TASKS:
-                key = settings_key(spec, task, self.settings, self.seed)
-                if key not in self.cache and key not in running.values():
-                    running[self._submit(spec, task)] = key
-        while True:
-            ready = [(spec, quality) for spec in waiting if (quality := self.cached(spec)) is not None]
-            for spec, quality in ready:
-                waiting.remove(spec)
-                yield quality
-            if not waiting:
-                return
-            finished, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in finished:
-                self._keep(running.pop(future), future)
+        waiting: list[tuple[ArchSpec, list[str]]] = []
+        todo: deque[tuple[str, ArchSpec, Task]] = deque()
+        for spec in specs:
+            try:
+                keys = [settings_key(spec, task, self.settings, self.seed) for task in TASKS]
+            except SpecError as error:
+                yield EvaluationFailure(spec=spec, reason=str(error))
+                continue
+            waiting.append((spec, keys))
+            known = {*self.cache, *(key for key, _, _ in todo)}
+            todo.extend((key, spec, task) for key, task in zip(keys, TASKS, strict=True) if key not in known)
+        failures: dict[str, str] = {}
+        running: dict[Future[QualityResult], tuple[int, str]] = {}
+        try:
+            while True:
+                for entry in list(waiting):
+                    spec, keys = entry
+                    reason = next((failures[key] for key in keys if key in failures), None)
+                    quality = self.cached(spec)
+                    if reason is not None or quality is not None:
+                        waiting.remove(entry)
+                        yield quality or EvaluationFailure(spec=spec, reason=reason or "")
+                if not waiting:
+                    return
+                idle = set(range(self.workers)) - {slot for slot, _ in running.values()}
+                for slot in sorted(idle)[: len(todo)]:
+                    key, spec, task = todo.popleft()
+                    running[self._submit(slot, spec, task)] = slot, key
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    slot, key = running.pop(future)
+                    reason = self._finish(slot, key, future)
+                    if reason is not None:
+                        failures[key] = reason
+        finally:
+            if running:  # the caller has gone: nobody waits for what is left
+                self.close()
 
-    def _submit(self, spec: ArchSpec, task: Task) -> Future[QualityResult]:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_prepare, initargs=(os.getpid(),))
-        return self._pool.submit(_train, spec.to_json(), task, self.settings, self.seed)
+    def _submit(self, slot: int, spec: ArchSpec, task: Task) -> Future[QualityResult]:
+        pool = self._pools[slot]
+        with _sigint_ignored():  # inherited by the process, so that Ctrl-C is left to us from its first moment on
+            if pool is None:
+                context = multiprocessing.get_context("spawn")
+                pool = self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
+            return pool.submit(_train, spec.to_json(), task, self.settings, self.seed)
 
-    def _keep(self, key: str, future: Future[QualityResult]) -> None:
+    def _finish(self, slot: int, key: str, future: Future[QualityResult]) -> str | None:
+        """Keep a result; the reason when there is none."""
         from concurrent.futures.process import BrokenProcessPool
 
         try:
-            result = future.result()
-        except BrokenProcessPool as error:
-            raise RunError("a training worker died, most likely because memory ran out; finished trainings are kept: run the same command again") from error
+            self._keep(key, future.result())
+        except BrokenProcessPool:
+            self._end(slot)
+            return "its training process died, most likely because memory ran out"
+        except RunError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return None
+
+    def _end(self, slot: int) -> None:
+        pool, self._pools[slot] = self._pools[slot], None
+        if pool is None:
+            return
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+    def _keep(self, key: str, result: QualityResult) -> None:
         line = json.dumps({"key": key, **result.to_dict()}) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,28 +193,43 @@ def _ends_with_newline(path: Path) -> bool:
 def _read(path: Path) -> dict[str, QualityResult]:
     if not path.exists():
         return {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}; move it away to train anew") from error
     found = {}
-    for line in path.read_bytes().splitlines():
+    for line in lines:
         try:
             data = json.loads(line)
             found[data.pop("key")] = QualityResult.from_dict(data)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # torn by a kill: that training is repeated
     return found
 
 
-def _prepare(parent: int) -> None:
-    """In the worker: one thread, Ctrl-C left to the parent, and no life without it."""
-    import signal
+@contextlib.contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
+
+def _prepare() -> None:
+    """In the worker: one thread, Ctrl-C left to the parent, and no life without it."""
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
