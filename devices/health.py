@@ -81,6 +81,9 @@ def settle(
         The last look, with how long it took to get there. What still speaks against it is in `flags([state])`.
     """
     state, waited = look(), 0.0
+    if state.busy_other_share is None and max_wait_s > 0:
+        sleep(SHORTEST_SPAN_S)
+        state = look()
     while {"busy", "hot"} & set(flags([state])) and waited < max_wait_s:
         waiting()
         pause = min(LOOK_EVERY_S, max_wait_s - waited)

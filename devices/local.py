@@ -102,6 +102,8 @@ class LocalDevice:
                 yield event
             status = process.wait()
             if status == 0:
+                if progress.left:
+                    raise AgentError(f"the agent ended without a word on {progress.left[0].case_id}: {_tail(errors)}")
                 return None
             if current is None:
                 raise AgentError(f"the agent did not start ({_death(status, errors)})")

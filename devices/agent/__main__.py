@@ -203,7 +203,7 @@ def pin(plan: RunPlan) -> tuple[int, ...] | None:
 
 def end_with_host() -> None:
     """Leave when the host closes stdin or dies: no agent outlives the one who asked. The runtime lets this thread run at all times."""
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the interpreter ends
         pass
     os._exit(3)
 

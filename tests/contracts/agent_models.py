@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +19,15 @@ FLOAT = TensorProto.FLOAT
 WIDTH = 8
 
 
-def save(path: Path, nodes: Sequence[onnx.NodeProto], inputs: dict[str, list], outputs: dict[str, list], weights: dict[str, np.ndarray]) -> Path:
-    """A model file; inputs and outputs are float32 unless their first dimension is a numpy type."""
+Shape = list[Any]
 
-    def value(name: str, shape: list) -> onnx.ValueInfoProto:
+
+def save(
+    path: Path, nodes: Sequence[onnx.NodeProto], inputs: dict[str, Shape], outputs: dict[str, Shape], weights: dict[str, np.ndarray]
+) -> Path:
+    """A model file; inputs and outputs are float32 unless their shape begins with a numpy type."""
+
+    def value(name: str, shape: Shape) -> onnx.ValueInfoProto:
         dtype, shape = (helper.np_dtype_to_tensor_dtype(np.dtype(shape[0])), shape[1:]) if isinstance(shape[0], type) else (FLOAT, shape)
         return helper.make_tensor_value_info(name, dtype, shape)
 
@@ -110,7 +116,7 @@ def recurrent_case(model: Path, case_id: str, *, shared: bool, batch: int = 2) -
 
 
 def growing_case(model: Path) -> Case:
-    feeds = (Feed(name="x", dtype="float32", shape=(1, WIDTH), fill="normal"), Feed(name="s", dtype="float32", shape=(5, WIDTH), fill="normal"))
+    feeds = tuple(Feed(name=name, dtype="float32", shape=(rows, WIDTH), fill="normal") for name, rows in (("x", 1), ("s", 5)))
     return Case(case_id="growing", model=model, feeds=feeds, states=(StatePair(input="s", output="s_new", shared=False),))
 
 
