@@ -76,8 +76,8 @@ class _Attention(Operator):
             _positive(field, getattr(spec, field))
         if spec.heads % spec.kv_heads:
             raise SpecError("kv_heads", f"{spec.heads} heads do not divide among {spec.kv_heads} key/value heads")
-        if spec.head_dim % 8:
-            raise SpecError("head_dim", f"must be a multiple of 8 (rotary embedding in the runtime), got {spec.head_dim}")
+        if spec.head_dim % 16:
+            raise SpecError("head_dim", f"must be a multiple of 16 (the runtime's attention rotates no other), got {spec.head_dim}")
 
     def weights(self, spec: GqaSpec | SwaSpec, dims: ModelDims) -> tuple[WeightSpec, ...]:
         D, q, kv = dims.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim

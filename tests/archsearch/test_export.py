@@ -241,7 +241,7 @@ def test_export_dispatches(plain, tmp_path):
         ((CONV, GQA), {"tie_embeddings": False, "norm_eps": 1e-6, "rope_theta": 1e4}, "Lfm2ForCausalLM"),
         ((CONV | {"kernel_size": 7}, SWA, CONV | {"kernel_size": 7}, GQA), {}, "Lfm3ForCausalLM"),
         ((SWA, CONV, SWA), {"tie_embeddings": False}, "Lfm3ForCausalLM"),
-        ((CONV, GQA | {"head_dim": 24}), {}, "Lfm3ForCausalLM"),
+        ((CONV, GQA | {"head_dim": 32}), {}, "Lfm3ForCausalLM"),
     ],
     ids=["conv+gqa", "untied", "conv+swa+full", "conv+swa", "free head size"],
 )

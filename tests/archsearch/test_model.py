@@ -16,8 +16,8 @@ from operators import reference
 from operators.costs import model_parameters, model_weights
 
 CONV = {"kind": "short_conv", "kernel_size": 3}
-GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 8}
-SWA = {"kind": "swa", "heads": 4, "kv_heads": 1, "head_dim": 8, "window": 6}
+GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 16}
+SWA = {"kind": "swa", "heads": 4, "kv_heads": 1, "head_dim": 16, "window": 6}
 GLA = {"kind": "gla", "heads": 2}
 EVERY = (CONV, SWA, GLA, GQA)
 LAYOUTS = {"conv and gqa": (CONV, CONV, GQA), "every operator": EVERY, "conv alone": (CONV,), "swa and gla": (SWA, GLA, SWA)}

@@ -23,7 +23,7 @@ LFM2 = SIZES | {"intermediate_size": 96, "block_auto_adjust_ff_dim": False, "num
 LFM3 = SIZES | {
     "intermediate_size": 96,
     "num_key_value_heads": 1,
-    "head_dim": 24,  # not hidden_size / heads
+    "head_dim": 32,  # not hidden_size / heads
     "conv_L_cache": 7,
     "sliding_window": 9,
     "use_sandwich_norm": False,

@@ -26,7 +26,7 @@ def swa(**fields):
         (ShortConvSpec(kernel_size=-3), "kernel_size"),
         *[(make(**{field: value}), field) for make in (gqa, swa) for field in ("heads", "kv_heads", "head_dim") for value in (0, -1)],
         *[(make(heads=4, kv_heads=3), "kv_heads") for make in (gqa, swa)],
-        *[(make(head_dim=12), "head_dim") for make in (gqa, swa)],
+        *[(make(head_dim=size), "head_dim") for make in (gqa, swa) for size in (8, 12, 24)],
         (swa(window=0), "window"),
         (GlaSpec(heads=0), "heads"),
         (GlaSpec(heads=3), "heads"),
