@@ -99,7 +99,7 @@ class ArchSpec:
             BlockSpec(operator=parse_operator(layer.operator, dims, path, f"layers.{i}.operator"), ffn=parse_ffn(layer.ffn, path, f"layers.{i}.ffn"))
             for i, layer in enumerate(file.layers)
         )
-        return cls(**(file.model_dump(exclude={"layers"}) | {"layers": layers}))
+        return cls(**(file.model_dump(exclude={"layers"}) | {"layers": layers, "origin": _plain_origin(file.origin, path)}))
 
     @classmethod
     def read(cls, path: Path | str) -> ArchSpec:
@@ -120,7 +120,7 @@ class ArchSpec:
         data = self.to_dict()
         layers = data.pop("layers")
         head = tomli_w.dumps(data)
-        body = "\n".join(
+        body = "".join(
             "\n[[layers]]\n" + "".join(f"{key} = {_inline(table)}\n" for key, table in layer.items()) for layer in layers
         )
         return head + body
@@ -130,13 +130,13 @@ class ArchSpec:
 
 
 class _LayerFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     operator: dict[str, Any]
     ffn: dict[str, Any]
 
 
 class _SpecFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     name: Annotated[str, Field(min_length=1)]
     hidden_size: Annotated[int, Field(ge=8)]
     vocab_size: Annotated[int, Field(ge=2)]
@@ -145,6 +145,16 @@ class _SpecFile(BaseModel):
     rope_theta: Annotated[float, Field(gt=0)] = 1e6
     origin: dict[str, Any] = {}
     layers: Annotated[list[_LayerFile], Field(min_length=1)]
+
+
+def _plain_origin(origin: dict[str, Any], path: Path | str | None) -> dict[str, Any]:
+    """What both TOML and JSON can keep: dates as text."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(origin, default=str, allow_nan=False))
+        tomli_w.dumps(plain)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(path, "origin", "holds null, inf or nan, which not every file format can keep; leave it out") from error
+    return plain
 
 
 def parse_operator(data: Mapping[str, Any], dims: ModelDims, path: Path | str | None, where: str) -> OperatorSpec:
@@ -223,9 +233,16 @@ def from_pydantic(path: Path | str | None, error: ValidationError, *, prefix: st
             problem = "unknown key; check its spelling against docs/files.md"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             problem = "missing"
+        case "model_type" | "dict_type":
+            problem = f"must be a table, got {_shortened(first['input'])}"
         case _:
-            problem = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+            problem = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {_shortened(first['input'])}"
     return FileFormatError(path, field_path, problem)
+
+
+def _shortened(value: Any, length: int = 80) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= length else f"{shown[: length - 1]}…"
 
 
 def _inline(table: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Bar:
             transient=False,
         )
         self._task: TaskID | None = None
-        self._told = -1.0
+        self._told, self._total = -1.0, 0.0
 
     def __enter__(self) -> Bar:
         if stderr.is_terminal:
@@ -58,8 +58,12 @@ class Bar:
         if self._task is not None:
             shown = note if len(note) <= 34 else note[:33] + "…"
             self._progress.update(self._task, completed=done, total=total, count=count, left=clock(seconds_left), note=escape(shown))
-        elif total and (done / total >= self._told + PLAIN_EVERY or done == total) and done / total != self._told:
-            self._told = done / total
+            return
+        share = done / total if total else 0.0
+        if share < self._told:  # another phase begins under the same title
+            self._told, self._total = -1.0, 0.0
+        if total and (share >= self._told + PLAIN_EVERY or done == total) and share != self._told:
+            self._told = share
             stderr.print(f"  {count} {note} {clock(seconds_left)}".rstrip(), markup=False)
 
     def say(self, text: str, *, style: str = "") -> None:
