@@ -89,21 +89,32 @@ def look_directly(host: str, port: int, *, timeout_s: float = 3.0) -> DeviceInfo
         OSError,
         exceptions.AdbTimeoutError,
         exceptions.AdbConnectionError,
+        exceptions.InvalidChecksumError,
+        exceptions.InvalidCommandError,
         exceptions.InvalidResponseError,
         exceptions.TcpTimeoutException,
     )
     connect = f"`adb connect {host}:{port}`"
+    stranger = replace(phone, problem=f"it does not know this machine: run {connect} and accept the question on its screen")
+    asks_user = False
+
+    def note(_: object) -> None:
+        nonlocal asks_user
+        asks_user = True
+
     device = AdbDeviceTcp(host, port, default_transport_timeout_s=timeout_s)
     try:
-        device.connect(rsa_keys=_keys(), transport_timeout_s=timeout_s, auth_timeout_s=timeout_s, read_timeout_s=timeout_s)
+        device.connect(
+            rsa_keys=_keys(), transport_timeout_s=timeout_s, auth_timeout_s=timeout_s, read_timeout_s=timeout_s, auth_callback=note
+        )
         answer = device.shell(QUESTION, transport_timeout_s=timeout_s, read_timeout_s=timeout_s, timeout_s=timeout_s)
         return _described(phone, answer)
     except exceptions.DeviceAuthError:
-        return replace(phone, problem=f"it does not know this machine: run {connect} and accept the question on its screen")
-    except exceptions.InvalidCommandError:
-        return replace(phone, problem=f"it wants an encrypted connection: pair it with `adb pair`, then run {connect}")
-    except silent:
-        return None
+        return stranger
+    except silent as error:
+        if "STLS" in str(error):
+            return replace(phone, problem=f"it wants an encrypted connection: pair it with `adb pair`, then run {connect}")
+        return stranger if asks_user else None
     finally:
         device.close()
 

@@ -1,0 +1,225 @@
+"""Phones: found through an adb server or directly, described, and honestly refused. The servers here are fakes that speak the protocol."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import devices
+from devices import DeviceBusyError, UnknownDeviceError, adb, list_devices, open_device
+from devices.base import DeviceInfo
+from devices.local import LocalDevice
+from tests.devices.adb_server import FakePhone, FakeServer, listening
+
+ANSWER = """[ro.board.platform]: [lahaina]
+[ro.build.fingerprint]: [maker/x/y:14/AP1A/1:user/release-keys]
+[ro.build.version.release]: [14]
+[ro.build.version.sdk]: [34]
+[ro.product.cpu.abi]: [arm64-v8a]
+[ro.product.manufacturer]: [Maker]
+[ro.product.model]: [Phone 9 [Pro]]
+[ro.soc.manufacturer]: [QTI]
+[ro.soc.model]: [SM8350]
+8
+MemTotal:        7654321 kB
+"""
+LISTING = """R58N30           device usb:1-4 product:x1 model:Phone_9 device:x1 transport_id:3
+emulator-5554    offline transport_id:4
+0A1B             unauthorized usb:1-5 transport_id:5
+99XX             no permissions (missing udev rules?); see [http://x] usb:1-6 transport_id:6
+10.0.0.7:5555    recovery transport_id:8
+"""
+
+
+@contextmanager
+def server(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with listening(fake.handle) as port:
+        monkeypatch.delenv("ADB_SERVER_SOCKET", raising=False)
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        yield
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("ADB_SERVER_SOCKET", f"tcp:127.0.0.1:{taken.getsockname()[1]}")
+
+
+def phones(monkeypatch: pytest.MonkeyPatch, listing: str = LISTING, shells: dict[str, str] | None = None) -> dict[str, DeviceInfo]:
+    with server(FakeServer(listing, shells), monkeypatch):
+        return {phone.device_id: phone for phone in adb.list_phones()}
+
+
+def test_a_phone_is_described_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeServer(LISTING, {"R58N30": ANSWER})
+    with server(fake, monkeypatch):
+        phone = adb.list_phones()[0]
+    assert (phone.device_id, phone.fingerprint) == ("adb:R58N30", "R58N30")
+    assert (phone.name, phone.system, phone.cpu) == ("Maker Phone 9 [Pro]", "Android 14 arm64-v8a", "QTI SM8350")
+    assert (phone.cores, phone.memory_bytes) == (8, 7654321 * 1024)
+    assert phone.extra["ro.build.version.sdk"] == "34"
+    assert fake.commands == [adb.QUESTION]
+
+
+def test_lines_may_end_as_old_phones_end_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = phones(monkeypatch, shells={"R58N30": ANSWER.replace("\n", "\r\n")})["adb:R58N30"]
+    assert (phone.name, phone.cores, phone.memory_bytes) == ("Maker Phone 9 [Pro]", 8, 7654321 * 1024)
+
+
+def test_every_state_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = phones(monkeypatch)
+    assert list(found) == ["adb:R58N30", "adb:emulator-5554", "adb:0A1B", "adb:99XX", "adb:10.0.0.7:5555"]
+    problems = {name: phone.problem or "" for name, phone in found.items()}
+    assert "not part of this version" in problems["adb:R58N30"]
+    assert "reconnect" in problems["adb:emulator-5554"]
+    assert "accept the USB debugging question" in problems["adb:0A1B"]
+    assert "may not open the USB device" in problems["adb:99XX"]
+    assert "'recovery'" in problems["adb:10.0.0.7:5555"]
+    assert not any(phone.available for phone in found.values())
+
+
+def test_a_phone_that_does_not_answer_keeps_the_servers_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = phones(monkeypatch, shells={})["adb:R58N30"]
+    assert (phone.name, phone.cores, phone.cpu) == ("Phone 9", 0, "")
+
+
+def test_no_phones_and_no_server(monkeypatch: pytest.MonkeyPatch, no_server: None) -> None:
+    assert adb.list_phones() == []
+    monkeypatch.setenv("ADB_SERVER_SOCKET", "tcp:127.0.0.1:not-a-port")
+    assert adb.list_phones() == []
+    monkeypatch.delenv("ADB_SERVER_SOCKET")
+    assert phones(monkeypatch, listing="") == {}
+
+
+@pytest.mark.parametrize("answer", [b"", b"OKAY", b"OKAYzzzz", b"OKAY0010short", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"FAIL0003no!"])
+def test_something_else_that_listens_there(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    def handle(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(answer)
+
+    with listening(handle) as port:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        assert adb.list_phones() == []
+
+
+def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(silent.getsockname()[1]))
+        assert adb.list_phones(timeout_s=0.2) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "address"),
+    [
+        ({}, ("127.0.0.1", 5037)),
+        ({"ANDROID_ADB_SERVER_PORT": "6000"}, ("127.0.0.1", 6000)),
+        ({"ADB_SERVER_SOCKET": "tcp:host:6001", "ANDROID_ADB_SERVER_PORT": "6000"}, ("host", 6001)),
+        ({"ADB_SERVER_SOCKET": "tcp:6001"}, ("127.0.0.1", 6001)),
+        ({"ADB_SERVER_SOCKET": "tcp:[::1]:6001"}, ("::1", 6001)),
+        ({"ADB_SERVER_SOCKET": "localabstract:adb", "ANDROID_ADB_SERVER_PORT": "6000"}, ("127.0.0.1", 6000)),
+    ],
+)
+def test_where_the_server_is(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], address: tuple[str, int]) -> None:
+    for name in ("ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert adb.AdbServer.address() == address
+
+
+# -- without a server --------------------------------------------------------------------------------------------------------
+
+
+def test_a_phone_on_the_network_is_described_too() -> None:
+    fake = FakePhone(ANSWER)
+    with listening(fake.handle) as port:
+        phone = adb.look_directly("127.0.0.1", port)
+    assert phone is not None
+    assert (phone.device_id, phone.name, phone.cores) == (f"adb:127.0.0.1:{port}", "Maker Phone 9 [Pro]", 8)
+    assert "not part of this version" in (phone.problem or "")
+    assert fake.commands == [f"shell:{adb.QUESTION}"]
+
+
+@pytest.mark.parametrize("keys", [False, True], ids=["no keys", "unknown keys"])
+def test_a_phone_that_does_not_know_us(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: bool) -> None:
+    if keys:
+        from adb_shell.auth.keygen import keygen
+
+        (tmp_path / ".android").mkdir()
+        keygen(str(tmp_path / ".android" / "adbkey"))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    with listening(FakePhone(ANSWER, b"AUTH").handle) as port:
+        phone = adb.look_directly("127.0.0.1", port, timeout_s=1.0)
+    assert phone is not None
+    assert f"run `adb connect 127.0.0.1:{port}` and accept" in (phone.problem or "")
+
+
+def test_a_phone_that_wants_encryption() -> None:
+    with listening(FakePhone(ANSWER, b"STLS").handle) as port:
+        phone = adb.look_directly("127.0.0.1", port)
+    assert phone is not None
+    assert "`adb pair`" in (phone.problem or "")
+
+
+def test_what_is_no_phone() -> None:
+    def web(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    with listening(web) as port:
+        assert adb.look_directly("127.0.0.1", port, timeout_s=0.5) is None
+    assert adb.look_directly("127.0.0.1", port, timeout_s=0.5) is None
+
+
+# -- names -------------------------------------------------------------------------------------------------------------------
+
+
+def test_this_machine_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(FakeServer(LISTING), monkeypatch):
+        assert [info.device_id for info in list_devices()][:2] == ["local", "adb:R58N30"]
+        assert isinstance(open_device("local"), LocalDevice)
+
+
+def test_a_phone_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(FakeServer(LISTING), monkeypatch):
+        with pytest.raises(DeviceBusyError, match="adb:R58N30: measuring on phones is not part of this version"):
+            open_device("adb:R58N30")
+        with pytest.raises(DeviceBusyError, match="adb:0A1B: accept the USB debugging question"):
+            open_device("adb:0A1B")
+        with pytest.raises(UnknownDeviceError, match=r"adb:other is not attached; there are: local, adb:R58N30, adb:emulator-5554"):
+            open_device("adb:other")
+
+
+def test_a_phone_on_the_network_is_refused_with_the_reason(no_server: None) -> None:
+    with listening(FakePhone(ANSWER).handle) as port, pytest.raises(DeviceBusyError, match=f"adb:127.0.0.1:{port}: measuring on phones"):
+        open_device(f"adb:127.0.0.1:{port}")
+    with pytest.raises(UnknownDeviceError, match=r"is not attached; there are: local$"):
+        open_device(f"adb:127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("name", ["", "Local", "local:0", "adb", "adb:", "adb: x", "cuda", "cuda:", "cuda:x", "usb:1", "loca l"])
+def test_names_that_do_not_parse(no_server: None, name: str) -> None:
+    with pytest.raises(UnknownDeviceError, match=r"is no device; one is named local, adb:SERIAL, .* or cuda:0; there are: local$"):
+        open_device(name)
+
+
+def test_gpus_are_for_later(no_server: None) -> None:
+    with pytest.raises(UnknownDeviceError, match="cuda:0: measuring on GPUs is not part of this version; there are: local"):
+        open_device("cuda:0")
+
+
+def test_without_the_runtime_this_machine_says_so(no_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devices.machine.RUNTIMES", ("no-such-runtime",))
+    with pytest.raises(DeviceBusyError, match="local: onnxruntime is not installed: pip install onnxruntime"):
+        open_device("local")
+
+
+def test_exported_names() -> None:
+    errors = {"AgentError", "DeviceBusyError", "DeviceError", "UnknownDeviceError"}
+    assert set(devices.__all__) == errors | {"Device", "DeviceInfo", "list_devices", "measure_limits", "open_device"}
+    for name in errors:
+        assert issubclass(getattr(devices, name), devices.DeviceError)
