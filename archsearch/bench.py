@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, model_subject, write_subject
+from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.predict import MB, CostTable, document_head, predicted_fields, round_medians, workload_fields
+from archsearch.predict import MB, CostTable, round_medians
 from archsearch.profile import PREFILL_COPIES
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
@@ -62,7 +63,9 @@ class BenchResult:
     document: dict[str, Any] = field(default_factory=dict)
 
 
-def spec_target(spec: ArchSpec, precisions: Sequence[Precision], directory: Path, *, max_context: int, weights: Mapping[str, np.ndarray] | None = None) -> Target:
+def spec_target(
+    spec: ArchSpec, precisions: Sequence[Precision], directory: Path, *, max_context: int, weights: Mapping[str, np.ndarray] | None = None
+) -> Target:
     """A spec with random weights; its speed is that of trained ones."""
     subject = model_subject(spec)
     files = {p: write_subject(subject, directory, precision=p, max_context=max_context, weights=weights) for p in precisions}
@@ -130,7 +133,16 @@ def bench(
 
 class _Bench:
     def __init__(
-        self, target: Target, device: Device, store: Store, run_dir: Path, table: CostTable | None, passes: int, rounds: int, min_time_ms: float, timeout_s: float
+        self,
+        target: Target,
+        device: Device,
+        store: Store,
+        run_dir: Path,
+        table: CostTable | None,
+        passes: int,
+        rounds: int,
+        min_time_ms: float,
+        timeout_s: float,
     ) -> None:
         self.target, self.device, self.store, self.run_dir, self.table = target, device, store, run_dir, table
         self.passes, self.rounds, self.min_time_ms, self.timeout_s = passes, rounds, min_time_ms, timeout_s
@@ -211,7 +223,9 @@ class _Bench:
             self.plan(key, self.target.subject_id, self.model_data(), 1, workload, "latency", self.passes * self.rounds)
             cases[key] = make_case(key, self.target.files[workload.precision], self.infos[workload.precision], workload)
             for subject in self.parts(workload):
-                path = write_subject(subject, self.run_dir / "models", precision=workload.precision, max_context=self.max_context(workloads))
+                path = write_subject(
+                    subject, self.run_dir / "models", precision=workload.precision, max_context=self.max_context(workloads)
+                )
                 part = self.key(subject.subject_id, workload, f"reference beside {key}")
                 data = subject.to_dict() | {"label": subject.label, "beside": key}
                 self.plan(part, subject.subject_id, data, subject.copies, workload, "reference", self.passes * self.rounds)
@@ -280,7 +294,9 @@ class _Bench:
     def document(self, workloads: Sequence[Workload], device_id: str) -> dict[str, Any]:
         rows = {row.key: row for row in self.store.rows(fingerprint=self.info.fingerprint)}
         spec = self.target.spec
-        head = document_head(spec, device_id) if spec else {"name": self.target.name, "spec_id": None, "device": device_id, "parameters": None}
+        head = (
+            document_head(spec, device_id) if spec else {"name": self.target.name, "spec_id": None, "device": device_id, "parameters": None}
+        )
         lines = []
         for workload in workloads:
             row = rows[self.key(self.target.subject_id, workload, "latency")]
@@ -317,7 +333,7 @@ class _Bench:
                 return None
             count = spec.block_counts()[subject.blocks[0]] if subject.blocks else 1
             now += count * float(np.median(round_medians(rows[key]))) / 1e6
-        return now / predicted.value
+        return now / float(predicted.value)
 
 
 def measured_fields(row: Row) -> dict[str, Any]:

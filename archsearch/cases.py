@@ -82,14 +82,22 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measurement_key(subject_id: str, workload: Workload, *, fingerprint: str, runtime: str, purpose: str, conditions: Mapping[str, Any] | None = None) -> str:
+def measurement_key(
+    subject_id: str, workload: Workload, *, fingerprint: str, runtime: str, purpose: str, conditions: Mapping[str, Any] | None = None
+) -> str:
     """Content hash of a measurement: equal exactly when two results may stand for each other."""
     what = {"subject": subject_id, "workload": asdict(workload), "device": fingerprint, "runtime": runtime, "purpose": purpose}
     return hashlib.sha256(json.dumps(what | dict(conditions or {}), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_subject(
-    subject: Subject, directory: Path, *, precision: Precision, max_context: int, weights: Mapping[str, np.ndarray] | None = None, seed: int = 0
+    subject: Subject,
+    directory: Path,
+    *,
+    precision: Precision,
+    max_context: int,
+    weights: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
 ) -> Path:
     """The ONNX file of a subject with random weights, from the cache in `directory` where it is there already.
 
@@ -130,9 +138,7 @@ def make_case(case_id: str, path: Path, info: GraphInfo, workload: Workload) -> 
     return Case(
         case_id=case_id,
         model=path.resolve(),
-        feeds=tuple(
-            Feed(name=f.name, dtype=f.dtype, shape=f.shape, fill=f.fill, value=f.value, scale=f.scale, high=f.high) for f in feeds
-        ),
+        feeds=tuple(Feed(name=f.name, dtype=f.dtype, shape=f.shape, fill=f.fill, value=f.value, scale=f.scale, high=f.high) for f in feeds),
         states=tuple(StatePair(input=state.input, output=state.output, shared=state.shared) for state in info.states),
     )
 

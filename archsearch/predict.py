@@ -19,6 +19,7 @@ import numpy as np
 
 from archsearch.budgets import LATENCY, Metric
 from archsearch.cases import Subject, block_label, block_subject, head_subject
+from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.errors import MissingMeasurement
 from archsearch.spec import ArchSpec, parse_ffn, parse_operator
 from archsearch.store import Row, Store
@@ -134,7 +135,11 @@ class CostTable:
     @cached_property
     def settings(self) -> tuple[tuple[Precision, int, int], ...]:
         """Measured (precision, threads, batch), in order."""
-        return tuple(dict.fromkeys((row.workload.precision, row.workload.threads, row.workload.batch) for row in self.rows if row.purpose == "latency"))
+        return tuple(
+            dict.fromkeys(
+                (row.workload.precision, row.workload.threads, row.workload.batch) for row in self.rows if row.purpose == "latency"
+            )
+        )
 
     @cached_property
     def primary(self) -> tuple[Precision, int, int]:
@@ -187,7 +192,8 @@ class CostTable:
     def _missing(self, label: str, workload: Workload) -> MissingMeasurement:
         failed = [row for row in self.failed if row.subject.get("label") == label]
         why = f" (it failed: {failed[0].reason}: {failed[0].detail})" if failed else ""
-        setting = f"{workload.phase}, {workload.precision}, {workload.threads} thread{'s' if workload.threads > 1 else ''}, batch {workload.batch}"
+        threads = f"{workload.threads} thread{'s' if workload.threads > 1 else ''}"
+        setting = f"{workload.phase}, {workload.precision}, {threads}, batch {workload.batch}"
         return MissingMeasurement(f"{self.device}: {label} was not measured for {setting}{why}; `archsearch profile` a space that holds it")
 
     def _at(self, rows: list[Row], workload: Workload, *, grows: bool, flops: Callable[[Workload], float]) -> Estimate:
@@ -199,7 +205,10 @@ class CostTable:
         exact = [row for row in rows if row.workload == workload]
         if exact:
             return self._summary(exact[0])
-        position = (lambda w: w.context) if workload.phase == "decode" else (lambda w: w.tokens)
+
+        def position(w: Workload) -> int:
+            return w.context if w.phase == "decode" else w.tokens
+
         ordered = sorted(rows, key=lambda row: position(row.workload))
         at = position(workload)
         below = [row for row in ordered if position(row.workload) <= at]
@@ -268,7 +277,9 @@ class CostTable:
             if peak is not None:
                 found[copies] = peak
         if len(found) < 2:
-            raise MissingMeasurement(f"{self.device}: memory of {block_label(block)} in {precision} was not measured; run `archsearch profile`")
+            raise MissingMeasurement(
+                f"{self.device}: memory of {block_label(block)} in {precision} was not measured; run `archsearch profile`"
+            )
         (few, (row, low)), (many, (_, high)) = min(found.items()), max(found.items())
         each = (high["peak_bytes"] - low["peak_bytes"]) / (many - few)
         costs = block_costs(block, dims)
@@ -290,7 +301,10 @@ class CostTable:
             json.dumps(row.subject["block"], sort_keys=True): row.subject["block"]
             for rows in self._memory.values()
             for row in rows
-            if row.subject["kind"] == "block" and row.subject["dims"] == asdict(dims) and row.workload.precision == precision and row.copies > 1
+            if row.subject["kind"] == "block"
+            and row.subject["dims"] == asdict(dims)
+            and row.workload.precision == precision
+            and row.copies > 1
         }
         return [
             BlockSpec(operator=parse_operator(table["operator"], dims, None, "operator"), ffn=parse_ffn(table["ffn"], None, "ffn"))
@@ -302,10 +316,14 @@ class CostTable:
         precision, _, batch = (precision or self.primary[0], *self.primary[1:])
         peak = self._peak(head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings), precision)
         if peak is None:
-            raise MissingMeasurement(f"{self.device}: memory of embedding and head in {precision} was not measured; run `archsearch profile`")
+            raise MissingMeasurement(
+                f"{self.device}: memory of embedding and head in {precision} was not measured; run `archsearch profile`"
+            )
         blocks = {block: self.block_memory(block, spec.dims, precision) for block in spec.block_counts()}
         runtime = self.runtime_bytes(spec.dims, precision)
-        caches = sum(n * block_costs(block, spec.dims).state_bytes(batch=batch, cache=context + 1) for block, n in spec.block_counts().items())
+        caches = sum(
+            n * block_costs(block, spec.dims).state_bytes(batch=batch, cache=context + 1) for block, n in spec.block_counts().items()
+        )
         return MemoryParts(
             process=self.process_bytes(),
             runtime=runtime,
@@ -376,7 +394,9 @@ class CostTable:
 
     # -- documents -------------------------------------------------------------------------------------------------------
 
-    def document(self, spec: ArchSpec, workloads: Sequence[Workload] | None = None, contexts: Sequence[int] | None = None) -> dict[str, Any]:
+    def document(
+        self, spec: ArchSpec, workloads: Sequence[Workload] | None = None, contexts: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """The document that `archsearch predict` prints; measured fields are null."""
         rows = []
         for workload in self.workloads() if workloads is None else workloads:
@@ -386,19 +406,3 @@ class CostTable:
             contexts = sorted({w.context for w in self.workloads() if w.phase == "decode"}) if self._memory else []
         memory = [{"context": c, "predicted_mb": self.memory(spec, c).total / MB, "measured_mb": None} for c in contexts]
         return document_head(spec, self.device) | {"workloads": rows, "memory": memory}
-
-
-def document_head(spec: ArchSpec, device: str) -> dict[str, Any]:
-    parameters = model_parameters(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
-    return {"name": spec.name, "spec_id": spec.spec_id, "device": device, "parameters": parameters}
-
-
-def workload_fields(workload: Workload) -> dict[str, Any]:
-    names = ("phase", "tokens", "context", "batch", "precision", "threads")
-    return {name: getattr(workload, name) for name in names}
-
-
-def predicted_fields(estimate: Estimate | None) -> dict[str, Any]:
-    if estimate is None:
-        return {"predicted_ms": None, "low_ms": None, "high_ms": None}
-    return {"predicted_ms": estimate.value, "low_ms": estimate.low, "high_ms": estimate.high}

@@ -119,7 +119,9 @@ class _Profile:
     def run(self) -> Iterator[ProfileEvent]:
         yield from self.export()
         memory, latency = self.memory_items(), self.latency_items()
-        failed = {row.key for row in self.store.rows(fingerprint=self.info.fingerprint) if row.status == "failed"} - self._plan(memory + latency)
+        failed = {row.key for row in self.store.rows(fingerprint=self.info.fingerprint) if row.status == "failed"} - self._plan(
+            memory + latency
+        )
         if self.retry_failed:
             failed = set()
         estimator = Estimator(total=len(memory) + sum(item.planned for item in latency))
@@ -137,12 +139,16 @@ class _Profile:
             fresh = self._write(subject, precision)
             estimator.step(worked=fresh)
             yield ProfileEvent(
-                stage="export", label=f"{subject.label} {precision}", done=estimator.done, total=estimator.total, seconds_left=estimator.seconds_left
+                stage="export",
+                label=f"{subject.label} {precision}",
+                done=estimator.done,
+                total=estimator.total,
+                seconds_left=estimator.seconds_left,
             )
 
     def _write(self, subject: Subject, precision: Precision) -> bool:
         directory, max_context = self.run_dir / "models", self.space.max_context + 1
-        known = {path for path in directory.glob("*/model.onnx")} if directory.exists() else set()
+        known = set(directory.glob("*/model.onnx")) if directory.exists() else set()
         path = write_subject(subject, directory, precision=precision, max_context=max_context)
         self.models[subject, precision] = path, read_info(path)
         if path in known:
@@ -195,7 +201,13 @@ class _Profile:
         )
         planned = self.settings.passes * self.settings.rounds if purpose == "latency" else 1
         return Item(
-            key=key, subject=subject, workload=workload, path=path, case=make_case(key, path, info, workload), purpose=purpose, planned=planned
+            key=key,
+            subject=subject,
+            workload=workload,
+            path=path,
+            case=make_case(key, path, info, workload),
+            purpose=purpose,
+            planned=planned,
         )
 
     def _plan(self, items: Sequence[Item]) -> set[str]:
@@ -269,7 +281,9 @@ class _Profile:
             groups[-1].append(item)
         return groups
 
-    def _series(self, items: Sequence[Item], first: int, threads: int, done: dict[str, set[int]], estimator: Estimator) -> Iterator[ProfileEvent]:
+    def _series(
+        self, items: Sequence[Item], first: int, threads: int, done: dict[str, set[int]], estimator: Estimator
+    ) -> Iterator[ProfileEvent]:
         rounds = range(self.settings.rounds)
         left = [item for item in items if not done[item.key] >= {first + r for r in rounds}]
         if not left:

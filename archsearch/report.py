@@ -164,7 +164,9 @@ class _Collector:
             designs=designs,
             budgets=tuple(self.budgets()),
             chosen_pattern=self.chosen.pattern if self.chosen else "",
-            choice_rule=CHOICE + " Quality is that of 64-channel copies, trained for seconds: not yet validated at full width." if self.chosen else "",
+            choice_rule=CHOICE + " Quality is that of 64-channel copies, trained for seconds: not yet validated at full width."
+            if self.chosen
+            else "",
             predicted=tuple(self.predicted()),
             memory=tuple(self.memory()),
             memory_budget_mb=next((budget.limit for budget in self.budgets() if budget.metric.startswith("memory_mb")), None),
@@ -240,7 +242,9 @@ class _Collector:
                 continue
             if (workload.precision, workload.threads, workload.batch) != self.table.primary or dims != self.space.all_dims[-1]:
                 continue
-            yield Samples(label=block_label(block), family=operator_for(block.operator).family, workload=workload.label, milliseconds=_samples(row))
+            yield Samples(
+                label=block_label(block), family=operator_for(block.operator).family, workload=workload.label, milliseconds=_samples(row)
+            )
 
     def roofline(self) -> Iterable[RooflinePoint]:
         """FLOP per byte from the specs, FLOP/s from the measured time."""
@@ -360,11 +364,30 @@ class _Collector:
                 continue
             shown = f"{value / 1e6:.2f} M" if budget.metric == "parameters" else f"{value:.3g} {budget.unit}"
             limit = f"{budget.limit / 1e6:g} M" if budget.metric == "parameters" else f"{budget.limit:g} {budget.unit}"
-            source = "counted" if budget.metric == "parameters" else f"measured, predicted {budget.predicted:.3g}" if budget.metric in measured else "predicted"
-            cards.append(Card(title=budget.metric.replace("_ms", "").replace("_mb", "").replace("@", " @ "), value=shown, note=f"{source}; budget {limit}", share=value / budget.limit))
+            source = (
+                "counted"
+                if budget.metric == "parameters"
+                else f"measured, predicted {budget.predicted:.3g}"
+                if budget.metric in measured
+                else "predicted"
+            )
+            cards.append(
+                Card(
+                    title=budget.metric.replace("_ms", "").replace("_mb", "").replace("@", " @ "),
+                    value=shown,
+                    note=f"{source}; budget {limit}",
+                    share=value / budget.limit,
+                )
+            )
         training = self.training()
         if training is not None and training.held_out:
-            cards.append(Card(title="Held-out text", value=f"{training.held_out[-1].bits_per_byte:.2f} bits/byte", note=training.facts.get("tokens", "") + " tokens trained"))
+            cards.append(
+                Card(
+                    title="Held-out text",
+                    value=f"{training.held_out[-1].bits_per_byte:.2f} bits/byte",
+                    note=training.facts.get("tokens", "") + " tokens trained",
+                )
+            )
         quality = best["quality"]
         recall = "solved" if quality["recall_status"] == "resolved" else f"{quality['recall_accuracy']:.0%}, unresolved"
         cards.append(Card(title="Recall (64-channel copy)", value=recall, note=f"{quality['recall_steps']} steps"))
@@ -396,7 +419,14 @@ class _Collector:
                 )
             for row in document["memory"]:
                 yield PredictedRow(
-                    model=model, trained=trained, workload=f"memory@{row['context']}", unit="MB", predicted=row["predicted_mb"], low=None, high=None, measured=row["measured_mb"]
+                    model=model,
+                    trained=trained,
+                    workload=f"memory@{row['context']}",
+                    unit="MB",
+                    predicted=row["predicted_mb"],
+                    low=None,
+                    high=None,
+                    measured=row["measured_mb"],
                 )
 
     def memory(self) -> Iterable[MemoryRow]:
@@ -463,10 +493,13 @@ class _Collector:
         return Training(
             steps=tuple(TrainingStep(step=e["step"], tokens=e["tokens"], loss_nats=e["loss"]) for e in steps[::keep]),
             held_out=tuple(
-                HeldOutPoint(step=e["step"], tokens=e["tokens"], bits_per_byte=e["held_out"]["bits_per_byte"]) for e in events if e["event"] == "evaluated"
+                HeldOutPoint(step=e["step"], tokens=e["tokens"], bits_per_byte=e["held_out"]["bits_per_byte"])
+                for e in events
+                if e["event"] == "evaluated"
             ),
             samples=tuple(
-                TextSample(prompt=s["prompt"], text=s["text"], temperature=s["temperature"], reference=s.get("reference")) for s in _listed(samples)
+                TextSample(prompt=s["prompt"], text=s["text"], temperature=s["temperature"], reference=s.get("reference"))
+                for s in _listed(samples)
             ),
             facts=facts,
         )
@@ -526,7 +559,12 @@ class _Collector:
     def failures(self) -> Iterable[FailureRow]:
         for row in self.rows:
             if row.status == "failed":
-                yield FailureRow(label=row.subject.get("label") or row.subject_id, workload=row.workload.label, reason=row.reason or "", detail=row.detail or "")
+                yield FailureRow(
+                    label=row.subject.get("label") or row.subject_id,
+                    workload=row.workload.label,
+                    reason=row.reason or "",
+                    detail=row.detail or "",
+                )
 
     def advice(self) -> Sequence[str]:
         from devices.health import advice

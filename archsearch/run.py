@@ -80,7 +80,16 @@ def load_table(run_dir: Path, device_id: str) -> CostTable:
         return CostTable.load(store, device=device_id)
 
 
-def make_searcher(space: Space, run_dir: Path, table: CostTable, budgets: Sequence[Budget], *, trials: int | None, seed: int | None, storage: str | None = None) -> Searcher:
+def make_searcher(
+    space: Space,
+    run_dir: Path,
+    table: CostTable,
+    budgets: Sequence[Budget],
+    *,
+    trials: int | None,
+    seed: int | None,
+    storage: str | None = None,
+) -> Searcher:
     """A searcher with the space's settings where nothing else is said."""
     from archsearch.quality import Evaluator, QualitySettings
 
@@ -97,7 +106,11 @@ def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None
     """Write search.json and, when a layout was found, spec.toml and front/."""
     if result.best is not None:
         write_results(result, searcher)
-    document = result.to_dict() | {"budgets": {str(b.metric): b.limit for b in searcher.budgets}, "device": searcher.table.device, "seed": searcher.seed}
+    document = result.to_dict() | {
+        "budgets": {str(b.metric): b.limit for b in searcher.budgets},
+        "device": searcher.table.device,
+        "seed": searcher.seed,
+    }
     write_atomic(run_dir / "search.json", json.dumps(document, indent=2) + "\n")
 
 
@@ -110,7 +123,14 @@ def infeasible(result: SearchResult) -> RunError:
 
 
 def run(
-    space_path: Path, run_dir: Path, device_ids: Sequence[str], *, budgets: Sequence[Budget] = (), trials: int | None = None, seed: int | None = None, outcome: RunOutcome
+    space_path: Path,
+    run_dir: Path,
+    device_ids: Sequence[str],
+    *,
+    budgets: Sequence[Budget] = (),
+    trials: int | None = None,
+    seed: int | None = None,
+    outcome: RunOutcome,
 ) -> Iterator[StageEvent]:
     """Run all stages; what is done already is not done again.
 

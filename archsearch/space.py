@@ -186,7 +186,9 @@ class Space:
                 raise FileFormatError(path, where, f"{repeated} is given twice; remove one")
         for budget in self.budgets:
             if budget.metric.kind == "memory_mb" and not self.decode:
-                raise FileFormatError(path, f"budgets.{budget.metric}", "memory is measured while decoding; give workloads.decode a context")
+                raise FileFormatError(
+                    path, f"budgets.{budget.metric}", "memory is measured while decoding; give workloads.decode a context"
+                )
 
     def dims(self, hidden_size: int) -> ModelDims:
         return ModelDims(hidden_size=hidden_size, norm_eps=self.norm_eps, rope_theta=self.rope_theta)
@@ -235,7 +237,7 @@ class Space:
     @property
     def size(self) -> int:
         """Number of layouts."""
-        return len(self.hidden_sizes) * sum(len(self.blocks) ** depth for depth in self.depths)
+        return len(self.hidden_sizes) * sum(int(len(self.blocks) ** depth) for depth in self.depths)
 
     @property
     def space_id(self) -> str:
@@ -252,7 +254,14 @@ class Space:
         }
         return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:12]
 
-    def spec(self, layers: Sequence[BlockSpec], *, hidden_size: int | None = None, name: str | None = None, origin: Mapping[str, Any] | None = None) -> ArchSpec:
+    def spec(
+        self,
+        layers: Sequence[BlockSpec],
+        *,
+        hidden_size: int | None = None,
+        name: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> ArchSpec:
         """The spec of a layout."""
         return ArchSpec(
             name=name or self.name,

@@ -96,7 +96,10 @@ class ArchSpec:
             raise from_pydantic(path, error) from error
         dims = ModelDims(hidden_size=file.hidden_size, norm_eps=file.norm_eps, rope_theta=file.rope_theta)
         layers = tuple(
-            BlockSpec(operator=parse_operator(layer.operator, dims, path, f"layers.{i}.operator"), ffn=parse_ffn(layer.ffn, path, f"layers.{i}.ffn"))
+            BlockSpec(
+                operator=parse_operator(layer.operator, dims, path, f"layers.{i}.operator"),
+                ffn=parse_ffn(layer.ffn, path, f"layers.{i}.ffn"),
+            )
             for i, layer in enumerate(file.layers)
         )
         return cls(**(file.model_dump(exclude={"layers"}) | {"layers": layers, "origin": _plain_origin(file.origin, path)}))
@@ -120,9 +123,7 @@ class ArchSpec:
         data = self.to_dict()
         layers = data.pop("layers")
         head = tomli_w.dumps(data)
-        body = "".join(
-            "\n[[layers]]\n" + "".join(f"{key} = {_inline(table)}\n" for key, table in layer.items()) for layer in layers
-        )
+        body = "".join("\n[[layers]]\n" + "".join(f"{key} = {_inline(table)}\n" for key, table in layer.items()) for layer in layers)
         return head + body
 
     def to_json(self) -> str:
@@ -166,7 +167,7 @@ def parse_operator(data: Mapping[str, Any], dims: ModelDims, path: Path | str | 
     fields = dict(data)
     kind = fields.pop("kind", None)
     if not isinstance(kind, str):
-        raise FileFormatError(path, f"{where}.kind", "missing; it names the operator, for example kind = \"short_conv\"")
+        raise FileFormatError(path, f"{where}.kind", 'missing; it names the operator, for example kind = "short_conv"')
     try:
         operator = operator_for(kind)
         spec = TypeAdapter(operator.spec_type).validate_json(json.dumps(fields, default=str))

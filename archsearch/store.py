@@ -35,7 +35,8 @@ CREATE TABLE measurements (
     precision TEXT NOT NULL, threads INTEGER NOT NULL, runtime TEXT NOT NULL, planned INTEGER NOT NULL, created_unix_s REAL NOT NULL,
     load_ns INTEGER, first_run_ns INTEGER, reason TEXT, detail TEXT);
 CREATE TABLE rounds (
-    key TEXT NOT NULL, number INTEGER NOT NULL, series_id TEXT NOT NULL, wall BLOB NOT NULL, cpu BLOB, before TEXT NOT NULL, after TEXT NOT NULL,
+    key TEXT NOT NULL, number INTEGER NOT NULL, series_id TEXT NOT NULL, wall BLOB NOT NULL, cpu BLOB,
+    before TEXT NOT NULL, after TEXT NOT NULL,
     PRIMARY KEY (key, number));
 CREATE TABLE memory (
     key TEXT NOT NULL, series_id TEXT NOT NULL, base_bytes INTEGER NOT NULL, loaded_bytes INTEGER NOT NULL, peak_bytes INTEGER NOT NULL,
@@ -101,7 +102,9 @@ class Store:
         with self.transaction():
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
-                raise StoreError(f"{self.path}: written by a newer archsearch (schema {version}); update archsearch, or choose another --run")
+                raise StoreError(
+                    f"{self.path}: written by a newer archsearch (schema {version}); update archsearch, or choose another --run"
+                )
             if version == 0:
                 if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     raise StoreError(f"{self.path}: a database, but not one of archsearch; choose another --run")
@@ -121,12 +124,16 @@ class Store:
     def _explained(self, error: sqlite3.DatabaseError) -> StoreError:
         text = str(error)
         if "full" in text or "disk I/O" in text:
-            return StoreError(f"{self.path}: the disk is full or failing ({text}); what was stored is safe: free some space and run the same command")
+            return StoreError(
+                f"{self.path}: the disk is full or failing ({text}); what was stored is safe: free some space and run the same command"
+            )
         if "readonly" in text or "unable to open" in text:
             return StoreError(f"{self.path}: cannot be written ({text}); check its permissions, or choose another --run")
         if "locked" in text:
             return StoreError(f"{self.path}: another process holds it ({text}); wait for it to end")
-        return StoreError(f"{self.path}: corrupt or not a database ({text}); move it away to measure anew, or rescue it with sqlite3's .recover")
+        return StoreError(
+            f"{self.path}: corrupt or not a database ({text}); move it away to measure anew, or rescue it with sqlite3's .recover"
+        )
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -157,14 +164,41 @@ class Store:
             db.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (info.fingerprint, info.device_id, json.dumps(asdict(info))))
 
     def plan(
-        self, key: str, *, fingerprint: str, subject_id: str, subject: dict[str, Any], copies: int, purpose: str, workload: Workload, runtime: str, planned: int
+        self,
+        key: str,
+        *,
+        fingerprint: str,
+        subject_id: str,
+        subject: dict[str, Any],
+        copies: int,
+        purpose: str,
+        workload: Workload,
+        runtime: str,
+        planned: int,
     ) -> None:
         """Note what is to be measured; a measurement that is known already only learns how many rounds are wanted now."""
         w = workload
         with self.transaction() as db:
             db.execute(
-                "INSERT INTO measurements VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL) ON CONFLICT (key) DO UPDATE SET planned = excluded.planned",
-                (key, fingerprint, subject_id, json.dumps(subject), copies, purpose, w.phase, w.tokens, w.context, w.batch, w.precision, w.threads, runtime, planned, time.time()),
+                "INSERT INTO measurements VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL) "
+                "ON CONFLICT (key) DO UPDATE SET planned = excluded.planned",
+                (
+                    key,
+                    fingerprint,
+                    subject_id,
+                    json.dumps(subject),
+                    copies,
+                    purpose,
+                    w.phase,
+                    w.tokens,
+                    w.context,
+                    w.batch,
+                    w.precision,
+                    w.threads,
+                    runtime,
+                    planned,
+                    time.time(),
+                ),
             )
 
     def start_series(self, fingerprint: str, event: Started) -> str:
@@ -230,7 +264,11 @@ class Store:
         """Conditions and first state of every series: {"conditions": ..., "state": ..., "fingerprint": ...} by id."""
         with self._guard():
             return {
-                row["series_id"]: {"conditions": json.loads(row["conditions"]), "state": json.loads(row["state"]), "fingerprint": row["fingerprint"]}
+                row["series_id"]: {
+                    "conditions": json.loads(row["conditions"]),
+                    "state": json.loads(row["state"]),
+                    "fingerprint": row["fingerprint"],
+                }
                 for row in self._db.execute("SELECT * FROM series ORDER BY rowid")
             }
 

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
-    import archsearch.cli.commands  # registers the commands
+    import archsearch.cli.commands  # noqa: F401 - registers the commands
 
     try:
         result = app(arguments, standalone_mode=False, prog_name="archsearch")

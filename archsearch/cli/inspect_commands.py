@@ -32,7 +32,9 @@ def devices(json_output: JsonOption = False) -> None:
 @app.command(epilog="Example: archsearch spec examples/lfm2-350m.toml --to hf")
 def spec(
     path: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file, TOML or JSON.")],
-    to: Annotated[Literal["toml", "json", "hf"] | None, typer.Option("--to", help="Print the spec in another format: toml, json, hf.")] = None,
+    to: Annotated[
+        Literal["toml", "json", "hf"] | None, typer.Option("--to", help="Print the spec in another format: toml, json, hf.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Check a spec, and show where its parameters go; or convert it."""
@@ -61,17 +63,24 @@ def spec(
         return
     from archsearch.cli.tables import count, share, stdout, table
 
-    stdout.print(f"[bold]{parsed.name}[/] · {parsed.spec_id} · {len(parsed.layers)} layers × {parsed.hidden_size} · vocabulary {parsed.vocab_size:,}")
+    stdout.print(
+        f"[bold]{parsed.name}[/] · {parsed.spec_id} · {len(parsed.layers)} layers × {parsed.hidden_size} · vocabulary {parsed.vocab_size:,}"
+    )
     stdout.print(parsed.pattern)
     rows = [[part, f"{n:,}", share(budget.shares[part])] for part, n in budget.parts.items()]
     rows.append(["total", f"{budget.total:,}", count(budget.total)])
     stdout.print(table(["part", "parameters", "share"], rows))
-    stdout.print(f"Embeddings take {share(budget.embedding_share)}; `python -m archsearch.budget` shows it beside published models.", style="dim")
+    stdout.print(
+        f"Embeddings take {share(budget.embedding_share)}; `python -m archsearch.budget` shows it beside published models.", style="dim"
+    )
 
 
 @app.command(epilog="Example: archsearch predict runs/demo/spec.toml --run runs/demo --device local")
 def predict(
-    path: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file.")], run: RunOption, device: DeviceOption = "local", json_output: JsonOption = False
+    path: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file.")],
+    run: RunOption,
+    device: DeviceOption = "local",
+    json_output: JsonOption = False,
 ) -> None:
     """Predict latency and memory of a spec from a run's measurements."""
     from archsearch.run import load_table
@@ -94,20 +103,33 @@ def print_document(document: dict[str, Any]) -> None:
         setting = f"{row['precision']}, {row['threads']}T" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
         cells = [what, setting, milliseconds(row["predicted_ms"]), interval(row["low_ms"], row["high_ms"])]
         if measured:
-            cells += [milliseconds(row["measured_ms"]), milliseconds(row["measured_p95_ms"]), error(row["predicted_ms"], row["measured_ms"])]
+            cells += [
+                milliseconds(row["measured_ms"]),
+                milliseconds(row["measured_p95_ms"]),
+                error(row["predicted_ms"], row["measured_ms"]),
+            ]
         rows.append(cells)
     columns = ["workload", "setting", "predicted ms", "90 %"] + (["measured ms", "p95", "error"] if measured else [])
     stdout.print(table(columns, rows, numbers_from=2))
     if document["memory"]:
         rows = [
-            [f"memory@{row['context']}", megabytes(row["predicted_mb"]), megabytes(row["measured_mb"]), error(row["predicted_mb"], row["measured_mb"])]
+            [
+                f"memory@{row['context']}",
+                megabytes(row["predicted_mb"]),
+                megabytes(row["measured_mb"]),
+                error(row["predicted_mb"], row["measured_mb"]),
+            ]
             for row in document["memory"]
         ]
         stdout.print(table(["peak memory", "predicted MB", "measured MB", "error"], rows))
     drifts = [row["drift"] for row in document["workloads"] if row.get("drift")]
     if drifts and max(abs(drift - 1) for drift in drifts) > 0.05:
         low, high = min(drifts), max(drifts)
-        stdout.print(f"The same blocks took {low:.2f}-{high:.2f} times as long beside the model as when they were profiled: the machine has changed.", style="dim")
+        stdout.print(
+            f"The same blocks took {low:.2f}-{high:.2f} times as long beside the model as when they were profiled: "
+            "the machine has changed.",
+            style="dim",
+        )
 
 
 def error(predicted: float | None, measured: float | None) -> str:

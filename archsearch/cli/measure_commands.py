@@ -33,17 +33,18 @@ def profile(
     ids = device or ["local"]
     parsed = claim(run, space)
     opened = {device_id: open_device(device_id) for device_id in ids}
-    failures: list[dict[str, str]] = []
-    for device_id, target in opened.items():
+    for target in opened.values():
         with stage("profile") as bar:
             for event in measure(parsed, run, target, retry_failed=retry_failed):
                 show(bar, event)
     with Store(run / "measurements.db") as store:
         rows = [row for target in opened.values() for row in store.rows(fingerprint=target.info.fingerprint)]
     rows = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
-    for row in rows:
-        if row.status == "failed":
-            failures.append({"label": row.subject["label"], "workload": row.workload.label, "reason": row.reason or "", "detail": row.detail or ""})
+    failures = [
+        {"label": row.subject["label"], "workload": row.workload.label, "reason": row.reason or "", "detail": row.detail or ""}
+        for row in rows
+        if row.status == "failed"
+    ]
     done = sum(row.status == "done" for row in rows)
     if json_output:
         print_json({"run": str(run), "devices": ids, "measurements": done, "partial": len(rows) - done - len(failures), "failed": failures})
@@ -55,8 +56,10 @@ def profile(
 
 def print_profile(run: Path, device_id: str, space: Any, done: int, failures: list[dict[str, str]]) -> None:
     """Decode and prefill time of every block."""
+    from rich.text import Text
+
     from archsearch.cases import block_label
-    from archsearch.cli.tables import FAMILY_STYLES, Text, interval, milliseconds, stderr, stdout, table
+    from archsearch.cli.tables import FAMILY_STYLES, interval, milliseconds, stderr, stdout, table
     from archsearch.errors import MissingMeasurement
     from archsearch.run import load_table
     from operators.kinds import operator_for
@@ -76,18 +79,26 @@ def print_profile(run: Path, device_id: str, space: Any, done: int, failures: li
             rows.append(cells)
         title = f"ms a block at hidden size {dims.hidden_size}, {space.precision}, {space.threads} thread(s), with 90 % interval"
         stdout.print(table(["block", *(workload.label for workload in workloads)], rows, title=title))
-    stderr.print(f"{done} measurements in {run / 'measurements.db'}" + (f"; {len(failures)} failed, see above" if failures else ""), style="dim")
+    stderr.print(
+        f"{done} measurements in {run / 'measurements.db'}" + (f"; {len(failures)} failed, see above" if failures else ""), style="dim"
+    )
 
 
 @app.command(epilog="Example: archsearch bench runs/demo/export/model.onnx --device local --run runs/demo")
 def bench(
     path: Annotated[Path, typer.Argument(metavar="SPEC|CHECKPOINT|MODEL.onnx", help="What to measure.")],
     device: DeviceOption = "local",
-    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Predict it too, from this run; and keep the measurement there.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Predict it too, from this run; and keep the measurement there.")
+    ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, int8 or int4; default: the run's, else int4.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the run's, else 1.")] = None,
-    prefill: Annotated[list[int] | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="May be repeated; default: the run's, else 512.")] = None,
-    decode: Annotated[list[int] | None, typer.Option("--decode", min=0, metavar="CONTEXT", help="May be repeated; default: the run's, else 1024, 4096.")] = None,
+    prefill: Annotated[
+        list[int] | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="May be repeated; default: the run's, else 512.")
+    ] = None,
+    decode: Annotated[
+        list[int] | None, typer.Option("--decode", min=0, metavar="CONTEXT", help="May be repeated; default: the run's, else 1024, 4096.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure a whole model; with --run also predict it."""
@@ -116,7 +127,13 @@ def bench(
 
 
 def _what(
-    path: Path, directory: Path, table: CostTable | None, precision: str | None, threads: int | None, prefill: list[int] | None, decode: list[int] | None
+    path: Path,
+    directory: Path,
+    table: CostTable | None,
+    precision: str | None,
+    threads: int | None,
+    prefill: list[int] | None,
+    decode: list[int] | None,
 ) -> tuple[Target, list[Workload]]:
     """The target, and the workloads it is measured at."""
     from archsearch.bench import DEFAULT_WORKLOADS, onnx_target, spec_target
@@ -149,7 +166,9 @@ def _what(
     max_context = max(workload.cache for workload in workloads) + 1
     if is_checkpoint(path):
         checkpoint = Checkpoint.open(path)
-        return spec_target(checkpoint.spec, [chosen], directory / "bench-models", max_context=max_context, weights=checkpoint.weights()), workloads
+        return spec_target(
+            checkpoint.spec, [chosen], directory / "bench-models", max_context=max_context, weights=checkpoint.weights()
+        ), workloads
     if path.is_dir():
         raise InputError(f"{path}: holds neither a checkpoint nor a model.onnx")
     return spec_target(ArchSpec.read(path), [chosen], directory / "models", max_context=max_context), workloads

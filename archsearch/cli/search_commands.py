@@ -24,7 +24,9 @@ def search(
     budget: BudgetOption = None,
     trials: TrialsOption = None,
     seed: SeedOption = None,
-    storage: Annotated[str | None, typer.Option("--storage", metavar="URL", help="An Optuna storage; default: study.db in the run directory.")] = None,
+    storage: Annotated[
+        str | None, typer.Option("--storage", metavar="URL", help="An Optuna storage; default: study.db in the run directory.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Search the layout that is best within hard budgets; goes on where it was stopped."""
@@ -63,7 +65,15 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
         chosen = result.best is not None and point.spec == result.best.spec
         recall = "solved" if point.quality.solves_recall else f"{point.quality.recall.value:.0%}"
         costs = point.costs.values
-        rows.append([("→ " if chosen else "  ") + point.spec.pattern, milliseconds(costs[latency]), f"{costs[memory]:.0f}", recall, f"{point.quality.text.value:.3f}"])
+        rows.append(
+            [
+                ("→ " if chosen else "  ") + point.spec.pattern,
+                milliseconds(costs[latency]),
+                f"{costs[memory]:.0f}",
+                recall,
+                f"{point.quality.text.value:.3f}",
+            ]
+        )
     stdout.print(table(["layout", latency, memory, "recall", "bits/byte"], rows))
     stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
 
@@ -72,7 +82,12 @@ def print_unreachable(result: SearchResult) -> None:
     from archsearch.cli.tables import stdout, table
 
     rows = [
-        [metric, f"{entry['limit']:.6g}", f"{entry['best_reachable']:.6g}", f"{entry['nearest_layout']:.6g}" if "nearest_layout" in entry else "-"]
+        [
+            metric,
+            f"{entry['limit']:.6g}",
+            f"{entry['best_reachable']:.6g}",
+            f"{entry['nearest_layout']:.6g}" if "nearest_layout" in entry else "-",
+        ]
         for metric, entry in result.unreachable.items()
     ]
     stdout.print(table(["budget", "limit", "best reachable", "nearest layout"], rows))

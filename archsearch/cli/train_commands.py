@@ -14,15 +14,22 @@ from archsearch.cli.app import JsonOption, app, print_json
 def train(
     path: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file.")],
     out: Annotated[Path, typer.Option("--out", metavar="CHECKPOINT", help="The checkpoint folder.")],
-    data: Annotated[list[Path] | None, typer.Option("--data", metavar="PATH", help="Files or folders: text, JSONL, Parquet; default: Python's own sources.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Training tokens; default: 20 a parameter, or what there is.")] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="PATH", help="Files or folders: text, JSONL, Parquet; default: Python's own sources."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, metavar="N", help="Training tokens; default: 20 a parameter, or what there is.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", metavar="M", help="Train for so long instead of --tokens.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak; default: by width.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Sequences of an update.")] = None,
     sequence: Annotated[int | None, typer.Option("--sequence", min=2, help="Tokens of a sequence.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    text_field: Annotated[str, typer.Option("--text-field", help="The field of JSONL, or column of Parquet, that holds the text.")] = "text",
+    text_field: Annotated[
+        str, typer.Option("--text-field", help="The field of JSONL, or column of Parquet, that holds the text.")
+    ] = "text",
     json_output: JsonOption = False,
 ) -> None:
     """Train a spec on text; Ctrl-C saves, --resume goes on to the very same weights."""
@@ -33,7 +40,12 @@ def train(
 
     spec = ArchSpec.read(path)
     settings = TrainSettings(
-        tokens=tokens, max_seconds=None if minutes is None else 60 * minutes, learning_rate=learning_rate, batch=batch, sequence=sequence, seed=seed
+        tokens=tokens,
+        max_seconds=None if minutes is None else 60 * minutes,
+        learning_rate=learning_rate,
+        batch=batch,
+        sequence=sequence,
+        seed=seed,
     )
     finished: Finished | None = None
     samples: Any = ()
