@@ -20,8 +20,7 @@ from archsearch.errors import InputError, RunError
 from archsearch.files import write_atomic
 from archsearch.predict import CostTable
 from archsearch.profile import profile
-from archsearch.search import Searcher, SearchResult
-from archsearch.search.study import write_results
+from archsearch.search import Searcher, SearchResult, write_results
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Store

@@ -1,12 +1,14 @@
 """A layout in the search's own terms: counts and a pattern, not one choice a layer.
 
-Two operators, how many layers the second one takes and where, an FFN width for each: five to eight parameters whatever the
-depth. Per-layer choices make samplers two to three times slower to find the same front, and most of them are noise.
+A main operator, how many layers a second and a third one take and where, two FFN widths: ten parameters whatever the depth.
+Per-layer choices make samplers two to three times slower to find the same front, and most of them are noise.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from operators.specs import BlockSpec
 
 Placement = Literal["spread", "early", "middle", "late"]
 PLACEMENTS: tuple[Placement, ...] = ("spread", "early", "middle", "late")
+LFM2_SHARE = 6 / 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,25 +104,70 @@ class DesignSpace:
         free = [i for i, layer in enumerate(layers) if layer == main]
         for position in positions(len(free), min(design.thirds, len(free)), "middle"):
             layers[free[position]] = third
-        return space.spec(layers, hidden_size=space.hidden_sizes[design.hidden], name=name or f"{space.name}")
+        return space.spec(layers, hidden_size=space.hidden_sizes[design.hidden], name=name)
 
     def baselines(self) -> Iterator[tuple[str, Design]]:
-        """Layouts that anyone would ask about: all of one kind, and LFM2's pattern for every pair of a local and a global operator.
+        """Layouts that anyone would ask about, largest first: all of one kind, and LFM2's pattern.
 
-        LFM2-350M has 6 attention layers of 16, spread; at another depth the same share.
+        LFM2-350M has 6 attention layers of 16; at another depth the same share, spread evenly. Of each label, the first one that
+        keeps the budgets is meant.
         """
         space = self.space
-        depth = len(space.depths) - 1
-        width = len(space.ffns) - 1
-        common = {"hidden": len(space.hidden_sizes) - 1, "depth": depth, "placement": "spread", "main_ffn": width, "other_ffn": width, "thirds": 0, "third": 0}
-        kinds = [operator.kind for operator in space.operators]
-        for i, kind in enumerate(kinds):
-            yield f"all {kind}", Design(main=i, second=i, seconds=0, **common)  # type: ignore[arg-type]
-        share = max(1, round(space.depths[depth] * 6 / 16))
-        for i, kind in enumerate(kinds):
-            for j, other in enumerate(kinds):
-                if kind == "short_conv" and other == "gqa":
-                    yield "LFM2's pattern", Design(main=i, second=j, seconds=share, **common)  # type: ignore[arg-type]
+        operators = list(enumerate(space.operators))
+        sizes = itertools.product(
+            sorted(range(len(space.hidden_sizes)), key=lambda i: -space.hidden_sizes[i]),
+            sorted(range(len(space.depths)), key=lambda i: -space.depths[i]),
+            sorted(range(len(space.ffns)), key=lambda i: -space.ffns[i].intermediate_size),
+        )
+        for hidden, depth, width in sizes:
+            for main, operator in operators:
+                yield f"all {operator.kind}", self._plain(hidden, depth, width, main, main, 0)
+            share = max(1, round(space.depths[depth] * LFM2_SHARE))
+            for main, second in itertools.product(range(len(operators)), repeat=2):
+                if (space.operators[main].kind, space.operators[second].kind) == ("short_conv", "gqa"):
+                    yield "LFM2's pattern", self._plain(hidden, depth, width, main, second, share)
+
+    def _plain(self, hidden: int, depth: int, width: int, main: int, second: int, seconds: int) -> Design:
+        return Design(
+            hidden=hidden,
+            depth=depth,
+            main=main,
+            second=second,
+            seconds=seconds,
+            third=main,
+            thirds=0,
+            placement="spread",
+            main_ffn=width,
+            other_ffn=width,
+        )
+
+    def nearest(self, spec: ArchSpec) -> Design:
+        """The design that says most of a layout that has none of its own: what the sampler is told of it."""
+        space = self.space
+        kinds = Counter(block.operator for block in spec.layers).most_common()
+        main, second, third = (*kinds, *((kinds[0][0], 0),) * 2)[:3]
+        where = [i for i, block in enumerate(spec.layers) if block.operator == second[0]] if second[1] else []
+        seconds = min(second[1], self.deepest // 2)
+
+        def distance(placement: Placement) -> int:
+            return sum(abs(a - b) for a, b in zip(where, positions(len(spec.layers), seconds, placement), strict=False))
+
+        def width(of_main: bool) -> int:
+            found = Counter(block.ffn for block in spec.layers if (block.operator == main[0]) == of_main)
+            return space.ffns.index(found.most_common(1)[0][0]) if found else 0
+
+        return Design(
+            hidden=space.hidden_sizes.index(spec.hidden_size),
+            depth=space.depths.index(len(spec.layers)),
+            main=space.operators.index(main[0]),
+            second=space.operators.index(second[0]),
+            seconds=seconds,
+            third=space.operators.index(third[0]),
+            thirds=min(third[1], max(1, self.deepest // 4)),
+            placement=min(PLACEMENTS, key=distance),
+            main_ffn=width(True),
+            other_ffn=width(False),
+        )
 
 
 def positions(length: int, count: int, placement: Placement) -> list[int]:
@@ -136,3 +184,15 @@ def positions(length: int, count: int, placement: Placement) -> list[int]:
         case "middle":
             first = (length - count) // 2
             return list(range(first, first + count))
+
+
+def spread(counts: Mapping[BlockSpec, int]) -> list[BlockSpec]:
+    """Layers from block counts: the most frequent block throughout, the others spread evenly over what is left of it."""
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    layers = [ordered[0][0]] * sum(counts.values())
+    free = list(range(len(layers)))
+    for block, count in ordered[1:]:
+        for position in positions(len(free), count, "spread"):
+            layers[free[position]] = block
+        free = [i for i in free if layers[i] == ordered[0][0]]
+    return layers

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from archsearch.budgets import Budget, Metric
+from archsearch.errors import MissingMeasurement
 from archsearch.predict import CostTable
+from archsearch.search.designs import spread
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
+from operators.kinds import operator_for
+from operators.specs import BlockSpec
+
+ROUNDING = 1e-9
+"""A budget that equals a cost is kept, in whatever order the cost was summed up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,27 +30,115 @@ class Costs:
 
     @property
     def feasible(self) -> bool:
-        return all(value <= 0 for value in self.excess.values())
+        return not any(value > ROUNDING for value in self.excess.values())
 
     @property
     def violation(self) -> float:
         """Sum of relative excesses; 0 when every budget is kept."""
-        return sum(max(0.0, value) for value in self.excess.values())
+        return sum(value for value in self.excess.values() if value > ROUNDING)
 
     def reason(self, budgets: Sequence[Budget]) -> str | None:
         """Which budget is missed most, in words; None when all are kept."""
-        missed = [budget for budget in budgets if self.excess[str(budget.metric)] > 0]
+        missed = [budget for budget in budgets if self.excess[str(budget.metric)] > ROUNDING]
         if not missed:
             return None
         worst = max(missed, key=lambda budget: self.excess[str(budget.metric)])
         return f"{worst.metric} {self.values[str(worst.metric)]:.4g} > {worst.limit:g}"
 
 
-def predicted_costs(spec: ArchSpec, table: CostTable, metrics: Sequence[Metric], budgets: Sequence[Budget]) -> Costs:
-    """Point predictions of all metrics, and how they stand to the budgets."""
-    counts = spec.block_counts()
-    values = {str(metric): table.point(spec, counts, metric) for metric in metrics}
-    return Costs(values=values, excess={str(b.metric): values[str(b.metric)] / b.limit - 1 for b in budgets})
+class CostModel:
+    """Point predictions for thousands of layouts: what a model costs without layers, and what each block adds, asked for once."""
+
+    def __init__(self, space: Space, table: CostTable, metrics: Sequence[Metric], budgets: Sequence[Budget]) -> None:
+        self.space, self.table, self.metrics, self.budgets = space, table, tuple(metrics), tuple(budgets)
+        self._constants: dict[tuple[int, Metric], float] = {}
+        self._added: dict[tuple[int, BlockSpec, Metric], float] = {}
+
+    def constant(self, hidden_size: int, metric: Metric) -> float:
+        key = (hidden_size, metric)
+        if key not in self._constants:
+            self._constants[key] = float(self.table.constant(self.space.spec((), hidden_size=hidden_size), metric))
+        return self._constants[key]
+
+    def added(self, hidden_size: int, block: BlockSpec, metric: Metric) -> float:
+        key = (hidden_size, block, metric)
+        if key not in self._added:
+            self._added[key] = float(self.table.additive(block, self.space.dims(hidden_size), metric))
+        return self._added[key]
+
+    def value(self, hidden_size: int, counts: Mapping[BlockSpec, int], metric: Metric) -> float:
+        return self.constant(hidden_size, metric) + sum(n * self.added(hidden_size, block, metric) for block, n in counts.items())
+
+    def costs(self, spec: ArchSpec) -> Costs:
+        """All metrics of a layout, and how they stand to the budgets."""
+        counts = spec.block_counts()
+        values = {str(metric): self.value(spec.hidden_size, counts, metric) for metric in self.metrics}
+        return Costs(values=values, excess={str(b.metric): values[str(b.metric)] / b.limit - 1 for b in self.budgets})
+
+    def nearest(self) -> tuple[ArchSpec, Costs]:
+        """The layout that misses the budgets least, all relative excesses added up: one that keeps them all, if there is any.
+
+        Exact, because costs add up over layers: an integer programme over how many layers each block takes (HiGHS through
+        `scipy.optimize.milp`), for each hidden size and depth.
+        """
+        found = [spec for hidden, depth in self._shapes() if (spec := self._solve(hidden, depth, None)) is not None]
+        return min(((spec, self.costs(spec)) for spec in found), key=lambda pair: pair[1].violation)
+
+    def favourite(self, worth: Mapping[BlockSpec, float]) -> ArchSpec | None:
+        """Among the layouts that keep every budget, the one whose blocks are worth most together; None when there is none."""
+        found = [spec for hidden, depth in self._shapes() if (spec := self._solve(hidden, depth, worth)) is not None]
+        kept = [spec for spec in found if self.costs(spec).feasible]
+        return max(kept, key=lambda spec: sum(worth.get(block, 0.0) for block in spec.layers)) if kept else None
+
+    def _shapes(self) -> Iterator[tuple[int, int]]:
+        return itertools.product(self.space.hidden_sizes, self.space.depths)
+
+    def _solve(self, hidden_size: int, depth: int, worth: Mapping[BlockSpec, float] | None) -> ArchSpec | None:
+        """Variables: how many layers each block takes; without `worth` also by how much each budget is missed."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        blocks, budgets = self.space.blocks, self.budgets
+        n, slacks = len(blocks), len(budgets) if worth is None else 0
+        objective = [-(worth or {}).get(block, 0.0) for block in blocks] + [1.0] * slacks
+        constraints = [LinearConstraint(np.array([[1.0] * n + [0.0] * slacks]), depth, depth)]
+        if budgets:
+            cost = np.array([[self.added(hidden_size, block, b.metric) / b.limit for block in blocks] for b in budgets])
+            room = np.array([1 - self.constant(hidden_size, b.metric) / b.limit for b in budgets])
+            constraints.append(LinearConstraint(np.hstack([cost, -np.eye(len(budgets))[:, :slacks]]), -np.inf, room))
+        result = milp(
+            np.array(objective),
+            integrality=np.array([1] * n + [0] * slacks),
+            bounds=Bounds(0, np.array([float(depth)] * n + [np.inf] * slacks)),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            return None
+        counts = {block: round(count) for block, count in zip(blocks, result.x[:n], strict=True) if round(count)}
+        return self.space.spec(spread(counts), hidden_size=hidden_size)
+
+
+def measured_space(space: Space, table: CostTable, metrics: Sequence[Metric]) -> tuple[Space, dict[str, str]]:
+    """The space without operators that could not be measured, and why each was left out.
+
+    Raises:
+        MissingMeasurement: no operator is left.
+    """
+    left_out: dict[str, str] = {}
+    usable = []
+    last: MissingMeasurement | None = None
+    for operator in space.operators:
+        try:
+            for ffn, dims, metric in itertools.product(space.ffns, space.all_dims, metrics):
+                table.additive(BlockSpec(operator=operator, ffn=ffn), dims, metric)
+        except MissingMeasurement as error:
+            left_out[operator_for(operator).label(operator)] = str(error)
+            last = error
+        else:
+            usable.append(operator)
+    if not usable and last is not None:
+        raise last
+    return (replace(space, operators=tuple(usable)) if left_out else space), left_out
 
 
 def search_metrics(table: CostTable, budgets: Sequence[Budget]) -> tuple[Metric, ...]:
@@ -67,24 +164,21 @@ def primary_memory(table: CostTable, budgets: Sequence[Budget]) -> Metric:
     return max(memory, key=lambda metric: metric.at or 0) if memory else Metric("parameters")
 
 
-def best_reachable(space: Space, table: CostTable, metric: Metric) -> tuple[float, ArchSpec]:
+def best_reachable(space: Space, model: CostModel, metric: Metric) -> float:
     """The smallest value any layout of the space has, exact because costs add up over layers: the cheapest block everywhere."""
-    found = []
-    for hidden, depth in itertools.product(space.hidden_sizes, space.depths):
-        dims = space.dims(hidden)
-        cheapest = min(space.blocks, key=lambda block: table.additive(block, dims, metric))
-        spec = space.spec([cheapest] * depth, hidden_size=hidden)
-        found.append((table.point(spec, spec.block_counts(), metric), spec))
-    return min(found, key=lambda pair: pair[0])
+    return min(
+        model.value(hidden, {min(space.blocks, key=lambda block: model.added(hidden, block, metric)): depth}, metric)
+        for hidden, depth in itertools.product(space.hidden_sizes, space.depths)
+    )
 
 
-def unreachable(space: Space, table: CostTable, budgets: Sequence[Budget], nearest: Costs | None) -> dict[str, dict[str, float]]:
+def unreachable(space: Space, model: CostModel, nearest: Costs | None) -> dict[str, dict[str, float]]:
     """For impossible budgets: each limit, the best value any layout reaches, and what the least violating layout has."""
     return {
         str(budget.metric): {
             "limit": budget.limit,
-            "best_reachable": best_reachable(space, table, budget.metric)[0],
+            "best_reachable": best_reachable(space, model, budget.metric),
             **({"nearest_layout": nearest.values[str(budget.metric)]} if nearest is not None else {}),
         }
-        for budget in budgets
+        for budget in model.budgets
     }

@@ -89,4 +89,4 @@ def choose(points: Sequence[FrontPoint], latency: str) -> FrontPoint | None:
         solved = [point for point in points if point.quality.recall.value >= best_recall - 0.05]
     least = min(point.quality.text.value for point in solved)
     tied = [point for point in solved if point.quality.text.value <= least * (1 + TEXT_TIE)]
-    return min(tied, key=lambda point: point.costs.values[latency])
+    return min(tied, key=lambda point: (point.costs.values[latency], point.quality.text.value, point.spec.spec_id))

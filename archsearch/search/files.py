@@ -1,0 +1,50 @@
+"""What a search leaves in the run directory: the chosen spec and the front, each with where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from archsearch import __version__
+from archsearch.errors import RunError
+from archsearch.search.result import FrontPoint, SearchResult
+from archsearch.spec import ArchSpec
+
+if TYPE_CHECKING:
+    from archsearch.search.study import Searcher
+
+
+def write_results(result: SearchResult, searcher: Searcher) -> Path:
+    """Write the chosen spec to RUN/spec.toml and the front to RUN/front/, each with where it came from.
+
+    Raises:
+        RunError: nothing was found, or the place cannot be written.
+    """
+    if result.best is None:
+        raise RunError("no layout was chosen; there is nothing to write")
+
+    def with_origin(point: FrontPoint, name: str) -> ArchSpec:
+        origin = {
+            "study": searcher.study_name,
+            "trial": point.trial,
+            "device": searcher.table.device,
+            "date": datetime.now(UTC).date().isoformat(),
+            "archsearch": __version__,
+            "seed": searcher.seed,
+            "budgets": [str(budget) for budget in searcher.budgets],
+            "evidence": point.evidence(),
+            "predicted": {name: float(f"{value:.6g}") for name, value in point.costs.values.items()},
+            "quality": point.quality.to_dict(),
+        }
+        return replace(point.spec, name=name, origin=origin)
+
+    directory = searcher.run_dir / "front"
+    for point in result.front:
+        with_origin(point, f"{searcher.space.name}-{point.spec.spec_id}").write(directory / f"{point.spec.spec_id}.toml")
+    for stale in set(directory.glob("*.toml")) - {directory / f"{point.spec.spec_id}.toml" for point in result.front}:
+        stale.unlink()
+    chosen = searcher.run_dir / "spec.toml"
+    with_origin(result.best, searcher.space.name).write(chosen)
+    return chosen
