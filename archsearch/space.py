@@ -69,7 +69,7 @@ class SearchSettings(_Strict):
     trials: Positive = 16
     seed: int = 0
     recall_steps: Positive = 400
-    text_steps: Positive = 200
+    text_steps: Positive = 300
 
 
 class TrainTable(_Strict):
