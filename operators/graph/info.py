@@ -122,8 +122,8 @@ def read_info(path: Path | str) -> GraphInfo:
     initializers = {tensor.name for tensor in graph.initializer}
     inputs = tuple(_input(path, value) for value in graph.input if value.name not in initializers)
     outputs = [value.name for value in graph.output]
-    attends = any(node.op_type == "GroupQueryAttention" for node in graph.node)
-    states = tuple(_state(path, value, outputs, metadata, attends) for value in inputs if value.role == "state")
+    in_place = {name for node in graph.node if node.op_type == "GroupQueryAttention" for name in node.input[3:5]}  # past key and value
+    states = tuple(_state(path, value, outputs, metadata, in_place) for value in inputs if value.role == "state")
     rest = [name for name in outputs if name not in {state.output for state in states}]
     if not rest:
         raise GraphError(f"{path}: has no output beside its caches")
@@ -164,14 +164,13 @@ def _symbol(name: str, position: int, role: Role) -> str:
     return {"mask": "total", "state": "cache"}.get(role, "tokens")
 
 
-def _state(path: Path, value: GraphInput, outputs: list[str], metadata: Mapping[str, str], attends: bool) -> GraphState:
+def _state(path: Path, value: GraphInput, outputs: list[str], metadata: Mapping[str, str], in_place: set[str]) -> GraphState:
     output = re.sub(r"^past_key_values\.", "present.", value.name)
     output = re.sub(r"^past_", "present_", output) if output == value.name else output
     if output not in outputs:
         raise GraphError(f"{path}: the state {value.name!r} has no output {output!r} that replaces it")
     if "archsearch.shared_states" in metadata:
         return GraphState(input=value.name, output=output, shared=value.name in json.loads(metadata["archsearch.shared_states"]))
-    grows = "cache" in value.shape
-    if grows and not attends:
+    if "cache" in value.shape and value.name not in in_place:
         raise GraphError(f"{path}: its caches grow without GroupQueryAttention; only caches that are updated in place can be measured")
-    return GraphState(input=value.name, output=output, shared=grows)
+    return GraphState(input=value.name, output=output, shared=value.name in in_place)
