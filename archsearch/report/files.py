@@ -1,0 +1,96 @@
+"""The files of a run, as a report needs them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from archsearch.predict import CostTable
+from archsearch.space import Space
+from archsearch.spec import ArchSpec
+from archsearch.store import Row, Store
+
+
+@dataclass
+class RunFiles:
+    """A run directory, each file read when it is first asked for."""
+
+    run_dir: Path
+
+    @cached_property
+    def space(self) -> Space:
+        return Space.read(self.run_dir / "space.toml")
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.run_dir / "measurements.db", create=False)
+
+    @cached_property
+    def infos(self) -> list[dict[str, Any]]:
+        return self.store.devices()
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return self.store.rows()
+
+    @cached_property
+    def tables(self) -> dict[str, CostTable]:
+        return {info["device_id"]: CostTable.load(self.store, device=info["fingerprint"]) for info in self.infos}
+
+    @cached_property
+    def search(self) -> dict[str, Any] | None:
+        path = self.run_dir / "search.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @cached_property
+    def device(self) -> str:
+        """The device that the search was for; else the first."""
+        wanted = self.search["device"] if self.search else None
+        return wanted if wanted in self.tables else next(iter(self.tables))
+
+    @property
+    def table(self) -> CostTable:
+        return self.tables[self.device]
+
+    @cached_property
+    def chosen(self) -> ArchSpec | None:
+        path = self.run_dir / "spec.toml"
+        return ArchSpec.read(path) if path.exists() and self.search and self.search["best"] else None
+
+    @cached_property
+    def benches(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted((self.run_dir / "bench").glob("*.json"))]
+
+    @cached_property
+    def latency_metric(self) -> str:
+        for name in self.search["budgets"] if self.search else ():
+            if name.startswith("decode_ms"):
+                return str(name)
+        decode = sorted(self.space.decode)
+        return f"decode_ms@{decode[-1]}" if decode else f"prefill_ms@{self.space.prefill[-1]}"
+
+    @cached_property
+    def memory_metric(self) -> str:
+        for name in self.search["budgets"] if self.search else ():
+            if name.startswith("memory_mb"):
+                return str(name)
+        return f"memory_mb@{max(self.space.decode)}" if self.space.decode else "parameters"
+
+
+def trained_measurements(run: RunFiles) -> dict[str, float]:
+    """What the trained model was measured at, by metric, on the search's device."""
+    found: dict[str, float] = {}
+    for document in run.benches:
+        if document["name"] != "trained model" or document["device"] != run.device or run.chosen is None:
+            continue
+        if document["spec_id"] != run.chosen.spec_id:
+            continue
+        for row in document["workloads"]:
+            name = f"decode_ms@{row['context']}" if row["phase"] == "decode" else f"prefill_ms@{row['tokens']}"
+            if row["measured_ms"] is not None:
+                found[name] = row["measured_ms"]
+        found |= {f"memory_mb@{row['context']}": row["measured_mb"] for row in document["memory"] if row["measured_mb"] is not None}
+    return found

@@ -1,0 +1,182 @@
+"""Rows of what was measured, and under which conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+
+from archsearch.budgets import parse_metric
+from archsearch.cases import block_label, block_subject
+from archsearch.predict import MB, CostTable, round_medians
+from archsearch.report.files import RunFiles
+from archsearch.store import Row
+from archsearch.workload import Workload
+from operators.costs import block_costs
+from operators.kinds import operator_for
+from operators.specs import BlockSpec, ModelDims
+from reports.rows import DeviceRow, FailureRow, OperatorCost, RooflinePoint, Samples, SeriesRow
+
+SAMPLES_A_CASE = 2000
+
+
+def devices(run: RunFiles) -> Iterable[DeviceRow]:
+    for info in run.infos:
+        yield DeviceRow(
+            device_id=info["device_id"],
+            name=info["name"],
+            cpu=info["cpu"],
+            cores=info["cores"],
+            memory_gb=info["memory_bytes"] / 2**30,
+            system=info["system"],
+            runtime=info["runtime"] or "",
+        )
+
+
+def measured_blocks(run: RunFiles, table: CostTable) -> Iterable[tuple[BlockSpec, ModelDims, Workload, Row]]:
+    rows = {(row.subject_id, row.workload): row for row in table.rows if row.purpose == "latency"}
+    for dims in run.space.all_dims:
+        for block in run.space.blocks:
+            for workload in run.space.workloads():
+                for copies in range(64, 0, -1):
+                    row = rows.get((block_subject(block, dims, copies).subject_id, workload))
+                    if row is not None:
+                        yield block, dims, workload, row
+                        break
+
+
+def operators(run: RunFiles) -> Iterable[OperatorCost]:
+    for device_id, table in run.tables.items():
+        for block, dims, workload, row in measured_blocks(run, table):
+            operator = operator_for(block.operator)
+            estimate = table.block(block, dims, workload)
+            yield OperatorCost(
+                label=block_label(block),
+                operator=operator.label(block.operator),
+                family=operator.family,
+                ffn=block.ffn.intermediate_size,
+                hidden_size=dims.hidden_size,
+                phase=workload.phase,
+                tokens=workload.tokens,
+                context=workload.context,
+                batch=workload.batch,
+                precision=workload.precision,
+                threads=workload.threads,
+                median_ms=estimate.value,
+                low_ms=estimate.low,
+                high_ms=estimate.high,
+                rounds=len(row.rounds),
+                runs=sum(len(samples) for samples in row.rounds.values()),
+                state_mb=block_costs(block, dims).state_bytes(batch=workload.batch, cache=workload.cache) / MB,
+                device=device_id,
+            )
+
+
+def samples(run: RunFiles) -> Iterable[Samples]:
+    """Of every operator with the widest FFN, decoding at the longest context, and of the trained model."""
+    metric = parse_metric(run.latency_metric)
+    if metric.kind != "decode_ms":
+        return
+    widest = max(ffn.intermediate_size for ffn in run.space.ffns)
+    for block, dims, workload, row in measured_blocks(run, run.table):
+        if (workload.phase, workload.context) != ("decode", metric.at) or block.ffn.intermediate_size != widest:
+            continue
+        if (workload.precision, workload.threads, workload.batch) != run.table.primary or dims != run.space.all_dims[-1]:
+            continue
+        yield Samples(
+            label=block_label(block), family=operator_for(block.operator).family, workload=workload.label, milliseconds=_samples(row)
+        )
+
+
+def roofline(run: RunFiles) -> Iterable[RooflinePoint]:
+    """FLOP per byte from the specs, FLOP/s from the measured time."""
+    for block, dims, workload, row in measured_blocks(run, run.table):
+        if (workload.precision, workload.threads, workload.batch) != run.table.primary:
+            continue
+        if workload.phase == "decode" and workload.context != max(run.space.decode):
+            continue
+        costs = block_costs(block, dims)
+        flops = costs.flops(tokens=workload.tokens, context=workload.context) * workload.batch
+        read = costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache)
+        seconds = float(np.median(round_medians(row))) / 1e9
+        operator = operator_for(block.operator)
+        yield RooflinePoint(
+            label=block_label(block), family=operator.family, phase=workload.phase, intensity=flops / read, gflops=flops / seconds / 1e9
+        )
+
+
+def series(run: RunFiles) -> Iterable[SeriesRow]:
+    """Processes that timed something, one row each; those that took memory are summed up in one."""
+    names = {info["fingerprint"]: info["device_id"] for info in run.infos}
+    for series_id, entry in run.store.conditions().items():
+        own = [row for row in run.rows if series_id in row.series and row.rounds]
+        if not own:
+            continue
+        conditions, state = entry["conditions"], entry["state"]
+        states = [look for row in own for look in row.states]
+        shares = [look["busy_other_share"] for look in states if look.get("busy_other_share") is not None]
+        steals = [look["steal_ticks"] for look in states if look.get("steal_ticks") is not None]
+        clocks = [clock for look in states for clock in (look.get("clock_mhz") or ())]
+        temperatures = [look["temperature_c"] for look in states if look.get("temperature_c") is not None]
+        busy = float(np.mean(shares)) if shares else None
+        yield SeriesRow(
+            started=datetime.fromtimestamp(state["time_unix_s"], UTC).isoformat(timespec="seconds"),
+            device=names.get(entry["fingerprint"], entry["fingerprint"]),
+            agent=conditions["agent"],
+            runtime=conditions["runtime"],
+            threads=conditions["threads"],
+            cores=", ".join(map(str, conditions["cores"])) if conditions["cores"] is not None else "not pinned",
+            clock_mhz=float(np.median(clocks)) if clocks else None,
+            temperature_c=max(temperatures) if temperatures else None,
+            load_1m=state.get("load_1m"),
+            busy_other_share=busy,
+            steal_ticks=max(steals) - min(steals) if steals else None,
+            huge_pages=conditions["huge_pages"],
+            governor=conditions["governor"],
+            measurements=len(own),
+            rounds=sum(len(row.rounds) for row in own),
+            spread=_spread(own),
+            flags=("others used the machine",) if busy is not None and busy > 0.1 else (),
+        )
+
+
+def failures(run: RunFiles) -> Iterable[FailureRow]:
+    for row in run.rows:
+        if row.status == "failed":
+            yield FailureRow(
+                label=row.subject.get("label") or row.subject_id,
+                workload=row.workload.label,
+                reason=row.reason or "",
+                detail=row.detail or "",
+            )
+
+
+def advice(run: RunFiles) -> Sequence[str]:
+    from devices.health import advice
+    from devices.protocol import decode_conditions, decode_state
+
+    found: dict[str, None] = {}
+    for entry in run.store.conditions().values():
+        states = [decode_state(look) for row in run.rows for look in row.states]
+        found |= dict.fromkeys(advice(decode_conditions(entry["conditions"]), states))
+        break
+    return tuple(found)
+
+
+def versions(run: RunFiles) -> dict[str, str]:
+    return {info["device_id"]: info["runtime"] or "" for info in run.infos}
+
+
+def _samples(row: Row) -> tuple[float, ...]:
+    values = np.sort(np.concatenate(list(row.rounds.values()))) / row.copies / 1e6
+    if len(values) > SAMPLES_A_CASE:
+        values = values[np.linspace(0, len(values) - 1, SAMPLES_A_CASE).astype(int)]
+    return tuple(float(value) for value in values)
+
+
+def _spread(rows: Sequence[Row]) -> float | None:
+    from devices.health import spread
+
+    found = [spread([int(ns) for samples in row.rounds.values() for ns in samples]) for row in rows]
+    return float(np.median(found)) if found else None

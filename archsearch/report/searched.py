@@ -1,0 +1,134 @@
+"""Rows of what was searched: designs, budgets, the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from archsearch.budgets import parse_metric
+from archsearch.report import trained
+from archsearch.report.files import RunFiles, trained_measurements
+from archsearch.spec import ArchSpec
+from operators.costs import model_parameters
+from operators.kinds import operator_for
+from reports.rows import BudgetRow, Card, Cell, DesignRow
+
+UNTRAINED_SHOWN = 400
+
+
+def cells(spec: ArchSpec) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(
+            label=operator_for(block.operator).label(block.operator),
+            family=operator_for(block.operator).family,
+            ffn=block.ffn.intermediate_size,
+        )
+        for block in spec.layers
+    )
+
+
+def designs(run: RunFiles) -> tuple[DesignRow, ...]:
+    """Every trained layout, those refused for their costs, and a sample of what the cheap pass looked at."""
+    if run.search is None:
+        return ()
+    from archsearch.budgets import Budget
+    from archsearch.run import make_searcher
+    from archsearch.search.feasible import Costs
+
+    budgets = [Budget(parse_metric(name), limit) for name, limit in run.search["budgets"].items()]
+    searcher = make_searcher(run.space, run.run_dir, run.table, budgets, trials=None, seed=run.search["seed"])
+    searcher.budgets = tuple(budgets)
+    front = {point["spec_id"] for point in run.search["front"]}
+    chosen = run.search["best"]["spec_id"] if run.search["best"] else None
+
+    def row(spec: ArchSpec, costs: Costs, label: str) -> DesignRow:
+        quality = searcher.evaluator.cached(spec)
+        return DesignRow(
+            spec_id=spec.spec_id,
+            pattern=spec.pattern,
+            cells=cells(spec),
+            hidden_size=spec.hidden_size,
+            parameters=model_parameters(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings),
+            latency_ms=costs.values[run.latency_metric],
+            memory_mb=costs.values.get(run.memory_metric, 0.0) if run.memory_metric != "parameters" else 0.0,
+            feasible=costs.feasible,
+            why=costs.reason(searcher.budgets) or "",
+            label=label,
+            trained=quality is not None,
+            recall_accuracy=quality.recall.value if quality else None,
+            recall_solved=quality.solves_recall if quality else None,
+            text_bits_per_byte=quality.text.value if quality else None,
+            on_front=spec.spec_id in front,
+            chosen=spec.spec_id == chosen,
+        )
+
+    rows = [row(entry.spec, entry.costs, entry.label) for entry in searcher.inner()]
+    known = {design.spec_id for design in rows}
+    for point in run.search["front"]:
+        spec = ArchSpec.from_dict(point["spec"])
+        if spec.spec_id not in known:
+            rows.append(row(spec, searcher.costs(spec), ""))
+    trained = [design for design in rows if design.trained or design.label]
+    rest = [design for design in rows if not design.trained and not design.label]
+    step = max(1, len(rest) // UNTRAINED_SHOWN)
+    return (*trained, *rest[::step])
+
+
+def budgets(run: RunFiles) -> Iterable[BudgetRow]:
+    if run.search is None:
+        return
+    best = run.search["best"]
+    measured = trained_measurements(run)
+    for name, limit in run.search["budgets"].items():
+        unit = {"decode_ms": "ms", "prefill_ms": "ms", "memory_mb": "MB"}.get(name.partition("@")[0], "")
+        reachable = run.search["unreachable"].get(name, {}).get("best_reachable")
+        yield BudgetRow(
+            metric=name,
+            unit=unit,
+            limit=limit,
+            predicted=best["costs"].get(name) if best else None,
+            measured=measured.get(name),
+            best_reachable=reachable,
+        )
+
+
+def cards(run: RunFiles) -> tuple[Card, ...]:
+    best = run.search["best"] if run.search else None
+    if best is None or run.chosen is None:
+        return ()
+    cards = []
+    measured = trained_measurements(run)
+    for budget in budgets(run):
+        value = budget.measured if budget.measured is not None else budget.predicted
+        if value is None:
+            continue
+        shown = f"{value / 1e6:.2f} M" if budget.metric == "parameters" else f"{value:.3g} {budget.unit}"
+        limit = f"{budget.limit / 1e6:g} M" if budget.metric == "parameters" else f"{budget.limit:g} {budget.unit}"
+        source = (
+            "counted"
+            if budget.metric == "parameters"
+            else f"measured, predicted {budget.predicted:.3g}"
+            if budget.metric in measured
+            else "predicted"
+        )
+        cards.append(
+            Card(
+                title=budget.metric.replace("_ms", "").replace("_mb", "").replace("@", " @ "),
+                value=shown,
+                note=f"{source}; budget {limit}",
+                share=value / budget.limit,
+            )
+        )
+    training = trained.training(run)
+    if training is not None and training.held_out:
+        cards.append(
+            Card(
+                title="Held-out text",
+                value=f"{training.held_out[-1].bits_per_byte:.2f} bits/byte",
+                note=training.facts.get("tokens", "") + " tokens trained",
+            )
+        )
+    quality = best["quality"]
+    recall = "solved" if quality["recall_status"] == "resolved" else f"{quality['recall_accuracy']:.0%}, unresolved"
+    cards.append(Card(title="Recall (64-channel copy)", value=recall, note=f"{quality['recall_steps']} steps"))
+    cards.append(Card(title="Shape", value=f"{len(run.chosen.layers)} × {run.chosen.hidden_size}", note=run.chosen.pattern))
+    return tuple(cards)
