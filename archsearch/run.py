@@ -1,8 +1,8 @@
 """Every stage in turn: profile, search, check, train, export, bench, report. Each stage reads files that the one before wrote, does
 only what is not done yet, and can be run alone by its own command.
 
-A run directory holds space.toml, models/ (ONNX by content hash), measurements.db, study.db, quality.jsonl, search.json, spec.toml
-(the choice), front/, bench/ (documents), checkpoint/, export/ and report.html.
+A run directory holds space.toml, models/ (ONNX by content hash), measurements.db, study.db, quality.jsonl, limits.json,
+search.json, spec.toml (the choice), front/, bench/ (documents), checkpoint/, export/ and report.html.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from archsearch.search import Searcher, SearchResult, write_results
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Store
-from devices import Device, open_device
+from devices import Device, measure_limits, open_device
 
 Stage = Literal["profile", "search", "check", "train", "export", "bench", "report"]
 STAGES: tuple[Stage, ...] = ("profile", "search", "check", "train", "export", "bench", "report")
@@ -77,6 +77,16 @@ def load_table(run_dir: Path, device_id: str) -> CostTable:
     """
     with Store(run_dir / "measurements.db", create=False) as store:
         return CostTable.load(store, device=device_id)
+
+
+def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> None:
+    """Measure how fast the device can be at most, once a run, for the report's roof; raw samples in limits.json."""
+    path = run_dir / "limits.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if device_id not in known:
+        found = measure_limits(device, threads=(threads,))
+        known[device_id] = [asdict(result) | {"per_second": result.per_second} for result in found]
+        write_atomic(path, json.dumps(known) + "\n")
 
 
 def make_searcher(
@@ -143,6 +153,7 @@ def run(
         yield StageEvent(stage="profile", note=device_id)
         for measured in profile(space, run_dir, device):
             yield StageEvent(stage="profile", event=measured)
+        keep_limits(run_dir, device_id, device, space.threads)
     table = load_table(run_dir, first)
 
     yield StageEvent(stage="search")

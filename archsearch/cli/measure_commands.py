@@ -26,7 +26,7 @@ def profile(
     """Measure the space's blocks on devices; goes on where it was stopped."""
     from archsearch.cli.progress import show, stage
     from archsearch.profile import profile as measure
-    from archsearch.run import claim
+    from archsearch.run import claim, keep_limits
     from archsearch.store import Store
     from devices import open_device
 
@@ -37,6 +37,7 @@ def profile(
         with stage("profile") as bar:
             for event in measure(parsed, run, target, retry_failed=retry_failed):
                 show(bar, event)
+        keep_limits(run, target.info.device_id, target, parsed.threads)
     with Store(run / "measurements.db") as store:
         rows = [row for target in opened.values() for row in store.rows(fingerprint=target.info.fingerprint)]
     rows = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]

@@ -59,6 +59,8 @@ def report(run: RunFiles) -> Report:
         operators=tuple(measured.operators(run)),
         samples=tuple(measured.samples(run)),
         roofline=tuple(measured.roofline(run)),
+        roof_gbps=_billions(run.limit("read_bandwidth")),
+        roof_gflops=_billions(run.limit("fp32_matmul")),
         latency_metric=run.latency_metric,
         memory_metric=run.memory_metric,
         designs=searched.designs(run),
@@ -85,3 +87,7 @@ def commands(run: RunFiles) -> tuple[str, ...]:
     if run.search is None:
         return (f"archsearch profile space.toml --run RUN --device {run.device}",)
     return (f"archsearch run space.toml --run RUN --device {run.device}{budgets}",)
+
+
+def _billions(value: float | None) -> float | None:
+    return None if value is None else value / 1e9

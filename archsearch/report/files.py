@@ -64,6 +64,12 @@ class RunFiles:
     def benches(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted((self.run_dir / "bench").glob("*.json"))]
 
+    def limit(self, name: str) -> float | None:
+        """A limit of the search's device, bytes or operations a second; None where it was not measured."""
+        path = self.run_dir / "limits.json"
+        found = json.loads(path.read_text()).get(self.device, []) if path.exists() else []
+        return next((entry["per_second"] for entry in found if entry["limit"] == name), None)
+
     @cached_property
     def latency_metric(self) -> str:
         for name in self.search["budgets"] if self.search else ():

@@ -147,10 +147,10 @@ def autocast(plan: TrainPlan) -> AbstractContextManager[object]:
 
 def fastest_dtype(hidden_size: int, device: str) -> Dtype:
     """bf16 where this machine multiplies matrices of this width at least 1.5 times as fast with it: measured, since a CPU
-    without the instructions emulates them, many times slower."""
+    without the instructions emulates them, many times slower. 2048 rows, so that a product takes long enough to be timed."""
     speeds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(256, hidden_size, dtype=dtype, device=device)
+        x = torch.ones(2048, hidden_size, dtype=dtype, device=device)
         w = torch.ones(4 * hidden_size, hidden_size, dtype=dtype, device=device)
         seconds = []
         for _ in range(5):
