@@ -216,8 +216,11 @@ class CostTable:
         if below and above:
             left, right = self._summary(below[-1]), self._summary(above[0])
             share = (at - position(below[-1].workload)) / (position(above[0].workload) - position(below[-1].workload))
-            mixed = [(1 - share) * a + share * b for a, b in ((left.value, right.value), (left.low, right.low), (left.high, right.high))]
-            return Estimate(*mixed)
+
+            def between(a: float, b: float) -> float:
+                return (1 - share) * a + share * b
+
+            return Estimate(between(left.value, right.value), between(left.low, right.low), between(left.high, right.high))
         nearest = below[-1] if below else above[0]
         estimate = self._summary(nearest)
         if workload.phase == "decode" and not grows:
