@@ -286,9 +286,11 @@ class AgentSuite:
     @contextlib.contextmanager
     def _host_in_its_own_process(self, case: Case) -> Iterator[subprocess.Popen[str]]:
         script = f"""
+import signal
 from devices.plan import Case, Feed, RoundResult, RunPlan
 from pathlib import Path, PosixPath, WindowsPath
 {self.host}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
 for event in device.run(RunPlan(cases=({case!r},), rounds=1000, max_wait_s=0.0, min_time_ns={LONG_NS})):
     if isinstance(event, RoundResult):
         print("measuring", flush=True)
