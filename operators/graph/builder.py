@@ -46,7 +46,7 @@ class GraphBuilder:
         self.shapes = {spec.name: spec.shape for spec in specs}
         self.weights = weights
         self.max_context = max_context
-        self.nodes: list[onnx.NodeProto] = []
+        self._nodes: list[onnx.NodeProto] = []
         self.initializers = WeightFile(self.path)
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
@@ -64,18 +64,22 @@ class GraphBuilder:
         self._used[hint] += 1
         return hint if self._used[hint] == 1 else f"{hint}_{self._used[hint]}"
 
-    def node(
-        self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", hint: str | None = None, **attributes: Any
-    ) -> Any:
-        """Append a node; returns its output name, or a tuple of them when `outputs` is more than one."""
-        base = hint or op.lower()
-        names = [self.name(f"{base}.{i}" if outputs > 1 else base) for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{len(self.nodes)}", domain=domain, **attributes))
-        return names[0] if outputs == 1 else tuple(names)
+    def node(self, op: str, inputs: Sequence[str], *, domain: str = "", hint: str | None = None, **attributes: Any) -> str:
+        """Append a node with one output and return its name; an input "" is left out. Fused operators are in `MICROSOFT`."""
+        return self.nodes(op, inputs, 1, domain=domain, hint=hint, **attributes)[0]
 
-    def fused(self, op: str, inputs: Sequence[str], **options: Any) -> Any:
-        """A node of the runtime's own domain, com.microsoft."""
-        return self.node(op, inputs, domain=MICROSOFT, **options)
+    def nodes(
+        self, op: str, inputs: Sequence[str], outputs: int, *, domain: str = "", hint: str | None = None, **attributes: Any
+    ) -> tuple[str, ...]:
+        """Append a node with several outputs and return their names."""
+        base = hint or op.lower()
+        names = tuple(self.name(f"{base}.{i}" if outputs > 1 else base) for i in range(outputs))
+        self._append(op, inputs, names, domain, attributes)
+        return names
+
+    def _append(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str, attributes: Mapping[str, Any]) -> None:
+        node = helper.make_node(op, list(inputs), list(outputs), name=f"{op}_{len(self._nodes)}", domain=domain, **attributes)
+        self._nodes.append(node)
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """An initializer; the same name twice is the same tensor."""
@@ -104,7 +108,7 @@ class GraphBuilder:
         hint = "+".join(names)
         matrix = np.concatenate([self.weight(name) for name in names]) if len(names) > 1 else self.weight(names[0])
         if self.precision == "fp32" or not quantized:
-            return str(self.node("MatMul", [x, self.constant(f"{hint}.T", matrix.T)], hint=f"{hint}.out"))
+            return self.node("MatMul", [x, self.constant(f"{hint}.T", matrix.T)], hint=f"{hint}.out")
         self.store_quantized(hint, matrix)
         return self.quantized_product(x, hint, matrix.shape)
 
@@ -117,23 +121,22 @@ class GraphBuilder:
 
     def quantized_product(self, x: str, name: str, shape: tuple[int, ...]) -> str:
         """`x @ W.T` with what `store_quantized` has stored; the runtime rounds `x` to int8 in blocks (accuracy level 4)."""
-        return str(
-            self.fused(
-                "MatMulNBits",
-                [x, f"{name}.q", f"{name}.scales"],
-                hint=f"{name}.out",
-                N=shape[0],
-                K=shape[1],
-                bits=BITS[self.precision],
-                block_size=QUANT_BLOCK,
-                accuracy_level=4,
-            )
+        return self.node(
+            "MatMulNBits",
+            [x, f"{name}.q", f"{name}.scales"],
+            domain=MICROSOFT,
+            hint=f"{name}.out",
+            N=shape[0],
+            K=shape[1],
+            bits=BITS[self.precision],
+            block_size=QUANT_BLOCK,
+            accuracy_level=4,
         )
 
     def rms_norm(self, x: str, weight: str) -> str:
         """RMSNorm over the last axis."""
         gamma = self.constant(weight, self.weight(weight))
-        return str(self.node("SimplifiedLayerNormalization", [x, gamma], hint=f"{weight}.out", axis=-1, epsilon=self.dims.norm_eps))
+        return self.node("SimplifiedLayerNormalization", [x, gamma], hint=f"{weight}.out", axis=-1, epsilon=self.dims.norm_eps)
 
     def add_and_norm(self, residual: str, delta: str | None, weight: str) -> tuple[str, str]:
         """`(norm(residual + delta), residual + delta)` in one node; without a delta, a plain norm."""
@@ -141,30 +144,23 @@ class GraphBuilder:
             return self.rms_norm(residual, weight), residual
         gamma = self.constant(weight, self.weight(weight))
         normed, total = self.name(f"{weight}.out"), self.name(f"{weight}.sum")
-        node = helper.make_node(
-            "SkipSimplifiedLayerNormalization",
-            [delta, residual, gamma],
-            [normed, "", "", total],
-            name=f"SkipSimplifiedLayerNormalization_{len(self.nodes)}",
-            domain=MICROSOFT,
-            epsilon=self.dims.norm_eps,
-        )
-        self.nodes.append(node)
+        inputs, outputs = [delta, residual, gamma], [normed, "", "", total]
+        self._append("SkipSimplifiedLayerNormalization", inputs, outputs, MICROSOFT, {"epsilon": self.dims.norm_eps})
         return normed, total
 
     def silu(self, x: str) -> str:
         """`x * sigmoid(x)`, which is QuickGelu with alpha 1."""
-        return str(self.fused("QuickGelu", [x], hint="silu", alpha=1.0))
+        return self.node("QuickGelu", [x], domain=MICROSOFT, hint="silu", alpha=1.0)
 
     def split(self, x: str, sizes: Sequence[int], hint: str) -> tuple[str, ...]:
         """Split the last axis."""
         lengths = self.constant("split." + "x".join(map(str, sizes)), np.array(sizes, np.int64))
-        return tuple(self.node("Split", [x, lengths], outputs=len(sizes), hint=hint, axis=-1))
+        return self.nodes("Split", [x, lengths], len(sizes), hint=hint, axis=-1)
 
     def reshape(self, x: str, shape: Sequence[int]) -> str:
         """ONNX's Reshape: 0 keeps a dimension, -1 is what is left."""
         target = self.constant("shape." + "x".join(map(str, shape)), np.array(shape, np.int64))
-        return str(self.node("Reshape", [x, target], hint="reshaped"))
+        return self.node("Reshape", [x, target], hint="reshaped")
 
     def sequence_lengths(self) -> tuple[str, str]:
         """`(seqlens_k, total_sequence_length)` as `GroupQueryAttention` wants them, from the input `attention_mask`, once a graph.
@@ -204,7 +200,7 @@ class GraphBuilder:
         """
         if any(source == value.name for value in (*self.inputs, *self.outputs)):
             source = self.node("Identity", [source])  # one value cannot have two public names
-        for node in reversed(self.nodes):
+        for node in reversed(self._nodes):
             for i, output in enumerate(node.output):
                 if output == source:
                     node.output[i] = name
@@ -214,7 +210,7 @@ class GraphBuilder:
         raise GraphError(f"{source!r} is no node's output and cannot become the output {name!r}")
 
     def _rename_uses(self, old: str, new: str) -> None:
-        for node in self.nodes:
+        for node in self._nodes:
             for i, value in enumerate(node.input):
                 if value == old:
                     node.input[i] = new
@@ -225,7 +221,7 @@ class GraphBuilder:
     def save(self, metadata: Mapping[str, str]) -> None:
         """Write the model; large weights go to `NAME.data` beside it, aligned for mapping."""
         initializers = self.initializers.close()
-        graph = helper.make_graph(self.nodes, self.path.stem, self.inputs, self.outputs, initializers)
+        graph = helper.make_graph(self._nodes, self.path.stem, self.inputs, self.outputs, initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="archsearch", ir_version=10)
         helper.set_model_props(model, dict(metadata))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from operators.graph.builder import GraphBuilder
+from operators.graph.builder import MICROSOFT, GraphBuilder
 from operators.specs import FfnSpec, GlaSpec, GqaSpec, ModelDims, ShortConvSpec, SwaSpec
 
 Emitted = tuple[str, tuple[str, ...]]
@@ -17,7 +17,9 @@ def short_conv(graph: GraphBuilder, spec: ShortConvSpec, dims: ModelDims, prefix
     gate_in, gate_out, h = graph.split(projected, (D, D, D), f"{prefix}gates")
     gated = graph.node("Mul", [gate_in, h], hint=f"{prefix}gated")
     taps = graph.constant(f"{prefix}conv.weight", graph.weight(f"{prefix}conv.weight"))
-    mixed, present = graph.fused("CausalConvWithState", [gated, taps, "", past[0]], outputs=2, hint=f"{prefix}conv", channels_last=1)
+    mixed, present = graph.nodes(
+        "CausalConvWithState", [gated, taps, "", past[0]], 2, domain=MICROSOFT, hint=f"{prefix}conv", channels_last=1
+    )
     y = graph.linear(graph.node("Mul", [gate_out, mixed], hint=f"{prefix}mixed"), f"{prefix}out_proj.weight")
     return y, (present,)
 
@@ -33,10 +35,11 @@ def attention(graph: GraphBuilder, spec: GqaSpec | SwaSpec, dims: ModelDims, pre
     q, k, v = graph.split(projected, (q_size, kv_size, kv_size), f"{prefix}qkv")
     q, k = (_head_norm(graph, value, spec.head_dim, f"{prefix}{name}_layernorm.weight") for name, value in (("q", q), ("k", k)))
     window = {"local_window_size": spec.window, "sliding_window_cache": 1} if isinstance(spec, SwaSpec) else {}
-    y, key, value = graph.fused(
+    y, key, value = graph.nodes(
         "GroupQueryAttention",
         [q, k, v, *past, *graph.sequence_lengths(), *graph.rotary_caches(spec.head_dim)],
-        outputs=3,
+        3,
+        domain=MICROSOFT,
         hint=f"{prefix}attention",
         num_heads=spec.heads,
         kv_num_heads=spec.kv_heads,
@@ -65,10 +68,11 @@ def gla(graph: GraphBuilder, spec: GlaSpec, dims: ModelDims, prefix: str, x: str
     negated = graph.node("Add", [graph.node("MatMul", [low_rank, up], hint=f"{prefix}gate_up"), bias], hint=f"{prefix}gate")
     factor = graph.constant(f"gate_factor.{spec.gate_normalizer}", np.array(-1 / spec.gate_normalizer, np.float32))
     decay = graph.node("Mul", [graph.node("Softplus", [negated], hint=f"{prefix}softplus"), factor], hint=f"{prefix}log_decay")
-    o, present = graph.fused(
+    o, present = graph.nodes(
         "LinearAttention",
         [q, k, v, past[0], decay],
-        outputs=2,
+        2,
+        domain=MICROSOFT,
         hint=f"{prefix}linear_attention",
         q_num_heads=spec.heads,
         kv_num_heads=spec.heads,

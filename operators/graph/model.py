@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from operators.costs import QUANT_BLOCK, block_weights, model_weights
 from operators.graph import emit
-from operators.graph.builder import GraphBuilder, state_names
+from operators.graph.builder import MICROSOFT, GraphBuilder, state_names
 from operators.graph.info import GraphInfo, read_info
 from operators.kinds import operator_for
 from operators.specs import BlockSpec, ModelDims, Precision, WeightSpec
@@ -157,12 +157,13 @@ def _layers(graph: GraphBuilder, blocks: Sequence[BlockSpec], dims: ModelDims, h
 def _embed(graph: GraphBuilder, ids: str) -> str:
     name = "embed_tokens.weight"
     if graph.precision == "fp32":
-        return str(graph.node("Gather", [graph.constant(name, graph.weight(name)), ids], hint="embedded", axis=0))
+        return graph.node("Gather", [graph.constant(name, graph.weight(name)), ids], hint="embedded", axis=0)
     packed = graph.store_quantized(name, graph.weight(name))
     # The head's MatMulNBits reads the same data in the same shape [V, blocks, bytes]; only the scales need a last axis of one.
-    rows = graph.fused(
+    rows = graph.node(
         "GatherBlockQuantized",
         [f"{name}.q", ids, graph.constant(f"{name}.scales3", packed.scales[..., None])],
+        domain=MICROSOFT,
         hint="embedded_blocks",
         bits=packed.bits,
         block_size=QUANT_BLOCK,
@@ -184,12 +185,12 @@ def _head(graph: GraphBuilder, x: str, name: str) -> str:
     product = graph.node("Gemm", [graph.reshape(x, (-1, graph.dims.hidden_size)), name], hint="head", transB=1)
     shape = graph.node("Shape", [x], hint="head_shape", start=0, end=2)
     rest = graph.constant("minus_one", np.array([-1], np.int64))
-    return str(graph.node("Reshape", [product, graph.node("Concat", [shape, rest], hint="logits_shape", axis=0)], hint="logits_"))
+    return graph.node("Reshape", [product, graph.node("Concat", [shape, rest], hint="logits_shape", axis=0)], hint="logits_")
 
 
 def _last_position(graph: GraphBuilder, x: str) -> str:
     starts, ends = graph.constant("last.start", np.array([-1], np.int64)), graph.constant("last.end", np.array([np.iinfo(np.int64).max]))
-    return str(graph.node("Slice", [x, starts, ends, graph.constant("axis.1", np.array([1], np.int64))], hint="last"))
+    return graph.node("Slice", [x, starts, ends, graph.constant("axis.1", np.array([1], np.int64))], hint="last")
 
 
 def _metadata(subject: str, blocks: Sequence[BlockSpec], dims: ModelDims, precision: Precision, max_context: int) -> dict[str, str]:
