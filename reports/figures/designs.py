@@ -1,0 +1,431 @@
+"""Layouts: quality against latency with budgets and front, costs of everything that was looked at, and the strips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from reports.figures.chart import ACCENT, BAD, INK, MUTED, Chart, Figure, Table, View, axis, layout, line_shape, note, sparse
+from reports.rows import Cell, DesignRow, Report
+from reports.text import listed, metric_name, metric_unit, millions, percent, plain, plural, with_unit
+
+MEMORY_SCALE = [
+    [0.0, "var(--scale-0)"],
+    [0.25, "var(--scale-1)"],
+    [0.5, "var(--scale-2)"],
+    [0.75, "var(--scale-3)"],
+    [1.0, "var(--scale-4)"],
+]
+STRIPS = 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """One measure of quality."""
+
+    key: str
+    label: str
+    value: Callable[[DesignRow], float | None]
+    larger_is_better: bool
+    tickformat: str
+
+
+QUALITIES = (
+    Quality(key="text", label="Text, bits per byte", value=lambda row: row.text_bits_per_byte, larger_is_better=False, tickformat=".2f"),
+    Quality(key="recall", label="Recall accuracy", value=lambda row: row.recall_accuracy, larger_is_better=True, tickformat=".0%"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoInfo:
+    """Trained layouts by one measure of quality."""
+
+    quality: Quality
+    over_budget: tuple[DesignRow, ...]
+    feasible: tuple[DesignRow, ...]
+    front: tuple[DesignRow, ...]
+    """Nothing that is faster is better: by latency, ascending. Among those that solve recall, when any does."""
+    solved_only: bool
+    chosen: DesignRow | None
+    latency_limit: float | None
+
+
+def pareto_info(report: Report, quality: Quality) -> ParetoInfo | None:
+    rows = [row for row in report.designs if row.trained and quality.value(row) is not None]
+    if not rows:
+        return None
+    feasible = [row for row in rows if row.feasible]
+    solved = [row for row in feasible if row.recall_solved]
+    solved_only = quality.key == "text" and bool(solved)
+    return ParetoInfo(
+        quality=quality,
+        over_budget=tuple(row for row in rows if not row.feasible),
+        feasible=tuple(feasible),
+        front=front_of(solved if solved_only else feasible, quality),
+        solved_only=solved_only and len(solved) < len(feasible),
+        chosen=next((row for row in rows if row.chosen), None),
+        latency_limit=_limit(report, report.latency_metric),
+    )
+
+
+def front_of(rows: Sequence[DesignRow], quality: Quality) -> tuple[DesignRow, ...]:
+    """Rows that no other equals or beats in both latency and quality, fastest first."""
+    sign = -1.0 if quality.larger_is_better else 1.0
+
+    def cost(row: DesignRow) -> float:
+        value = quality.value(row)
+        return float("inf") if value is None else sign * value
+
+    front: list[DesignRow] = []
+    for row in sorted(rows, key=lambda row: (row.latency_ms, cost(row))):
+        if not front or cost(row) < cost(front[-1]):
+            front.append(row)
+    return tuple(front)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsInfo:
+    """Latency against memory of all layouts, whether trained or not."""
+
+    over_budget: tuple[DesignRow, ...]
+    feasible: tuple[DesignRow, ...]
+    trained: tuple[DesignRow, ...]
+    chosen: DesignRow | None
+    latency_limit: float | None
+    memory_limit: float | None
+
+
+def costs_info(report: Report) -> CostsInfo | None:
+    if not report.designs or not any(row.memory_mb for row in report.designs):
+        return None
+    return CostsInfo(
+        over_budget=tuple(row for row in report.designs if not row.feasible),
+        feasible=tuple(row for row in report.designs if row.feasible and not row.trained),
+        trained=tuple(row for row in report.designs if row.feasible and row.trained),
+        chosen=next((row for row in report.designs if row.chosen), None),
+        latency_limit=_limit(report, report.latency_metric),
+        memory_limit=_limit(report, report.memory_metric),
+    )
+
+
+def designs_chart(report: Report) -> Chart | None:
+    infos = [info for quality in QUALITIES if (info := pareto_info(report, quality)) is not None]
+    costs = costs_info(report)
+    views = [View(label=info.quality.label, figure=plot(info, report)) for info in infos]
+    if costs is not None:
+        views.append(View(label="Costs of every layout", figure=plot_costs(costs, report)))
+    if not views:
+        return None
+    trained = sum(row.trained for row in report.designs)
+    over = sum(not row.feasible for row in report.designs)
+    caption = (
+        f"{plural(len(report.designs), 'layout')} shown, {trained} of them trained as small copies; {metric_name(report.latency_metric)} "
+        f"and memory are predicted from the measured blocks. Grey: over a budget ({over}). "
+        + (
+            "Orange: the best quality at or below each latency. Ring: the chosen layout."
+            if infos
+            else "No layout was trained, so there is no quality to show."
+        )
+    )
+    return Chart(
+        key="designs",
+        title="Quality against latency" if infos else "Latency against memory",
+        caption=caption,
+        summary=_summary(infos[0]) if infos else _costs_summary(costs),
+        views=tuple(views),
+        height=430,
+        wide=True,
+        table=_table(report),
+    )
+
+
+def plot(info: ParetoInfo, report: Report) -> Figure:
+    quality = info.quality
+    unit = metric_unit(report.latency_metric)
+    data: list[Figure] = []
+    if info.over_budget:
+        data.append(_points(info.over_budget, report, quality, name="over budget", marker={"color": MUTED, "opacity": 0.28, "size": 7}))
+    shown_bar = False
+    for name, rows, symbol in (
+        ("feasible, recall solved", [row for row in info.feasible if row.recall_solved], "circle"),
+        (
+            "feasible, recall unresolved" if any(row.recall_solved for row in info.feasible) else "feasible",
+            [row for row in info.feasible if not row.recall_solved],
+            "diamond-open",
+        ),
+    ):
+        if rows:
+            data.append(
+                _points(
+                    rows,
+                    report,
+                    quality,
+                    name=name,
+                    marker=_memory_marker(rows, info.feasible, report, bar=not shown_bar) | {"symbol": symbol},
+                )
+            )
+            shown_bar = True
+    if info.front:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "front, recall solved" if info.solved_only else "front",
+                "x": [sparse(row.latency_ms) for row in info.front],
+                "y": [sparse(quality.value(row) or 0.0) for row in info.front],
+                "line": {"color": ACCENT, "width": 2, "shape": "hv"},
+                "hoverinfo": "skip",
+            }
+        )
+    if info.chosen is not None:
+        data.append(_chosen(info.chosen, sparse(info.chosen.latency_ms), sparse(quality.value(info.chosen) or 0.0)))
+    everything = (*info.over_budget, *info.feasible)
+    better = "higher" if quality.larger_is_better else "lower, further up,"
+    shapes, notes, span = _budget_line([row.latency_ms for row in everything], info.latency_limit, unit, "x")
+    return {
+        "data": data,
+        "layout": layout(
+            xaxis=axis(f"{metric_name(report.latency_metric).capitalize()}, {unit} (predicted)", range=span),
+            yaxis=axis(f"{quality.label} ({better} is better)", tickformat=quality.tickformat, **_quality_range(everything, quality)),
+            shapes=shapes,
+            annotations=notes,
+        ),
+    }
+
+
+def plot_costs(info: CostsInfo, report: Report) -> Figure:
+    data: list[Figure] = []
+    for name, rows, marker in (
+        ("over budget", info.over_budget, {"color": MUTED, "opacity": 0.28, "size": 5}),
+        ("feasible", info.feasible, {"color": "var(--scale-2)", "opacity": 0.8, "size": 6}),
+        ("feasible, trained", info.trained, {"color": "var(--scale-0)", "size": 8, "line": {"color": "var(--card)", "width": 1}}),
+    ):
+        if rows:
+            data.append(_points(rows, report, None, name=name, marker=marker))
+    if info.chosen is not None:
+        data.append(_chosen(info.chosen, sparse(info.chosen.latency_ms), sparse(info.chosen.memory_mb)))
+    everything = (*info.over_budget, *info.feasible, *info.trained)
+    unit = metric_unit(report.latency_metric)
+    across, across_notes, x_span = _budget_line([row.latency_ms for row in everything], info.latency_limit, unit, "x")
+    upright, upright_notes, y_span = _budget_line([row.memory_mb for row in everything], info.memory_limit, "MB", "y")
+    return {
+        "data": data,
+        "layout": layout(
+            xaxis=axis(f"{metric_name(report.latency_metric).capitalize()}, {unit} (predicted)", range=x_span),
+            yaxis=axis(f"{metric_name(report.memory_metric).capitalize()}, MB (predicted)", range=y_span),
+            shapes=[*across, *upright],
+            annotations=[*across_notes, *upright_notes],
+        ),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strip:
+    """One layout as a row of cells."""
+
+    title: str
+    details: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StripsInfo:
+    strips: tuple[Strip, ...]
+    """Fastest first."""
+    left_out: int
+    widest_ffn: int
+    longest_label: int
+    legend: tuple[Cell, ...]
+    """One cell of every operator that occurs."""
+
+
+def strips_info(report: Report) -> StripsInfo | None:
+    """The chosen layout, the front, and layouts with a name to compare them with; else the trained ones, else nothing."""
+    chosen = [row for row in report.designs if row.chosen]
+    front = [row for row in report.designs if row.on_front and not row.chosen]
+    named = [row for row in report.designs if row.label and not row.on_front and not row.chosen]
+    found = [*chosen, *front, *named] or [row for row in report.designs if row.trained]
+    if not found:
+        return None
+    shown = sorted(found[:STRIPS], key=lambda row: row.latency_ms)
+    legend = {(cell.family, cell.label): cell for row in shown for cell in row.cells}
+    unit = metric_unit(report.latency_metric)
+    return StripsInfo(
+        strips=tuple(
+            Strip(
+                title=with_unit(row.latency_ms, unit),
+                details=tuple(_strip_details(row)),
+                cells=row.cells,
+                chosen=row.chosen,
+            )
+            for row in shown
+        ),
+        left_out=len(found) - len(shown),
+        widest_ffn=max(cell.ffn for row in shown for cell in row.cells),
+        longest_label=max(len(cell.label) for row in shown for cell in row.cells),
+        legend=tuple(legend[key] for key in sorted(legend)),
+    )
+
+
+def _strip_details(row: DesignRow) -> list[str]:
+    words = [row.label] if row.label else []
+    words.append(f"{millions(row.parameters)}, {len(row.cells)} × {row.hidden_size}")
+    if row.text_bits_per_byte is not None:
+        words.append(f"{row.text_bits_per_byte:.2f} bits/byte")
+    if row.recall_accuracy is not None:
+        words.append("recall solved" if row.recall_solved else f"recall {percent(row.recall_accuracy, 0)}")
+    if not row.feasible:
+        words.append("over budget")
+    return words
+
+
+def _limit(report: Report, metric: str) -> float | None:
+    return next((budget.limit for budget in report.budgets if budget.metric == metric), None)
+
+
+def _hover(row: DesignRow, report: Report) -> str:
+    lines = [f"<b>{plain(row.pattern)}</b>" + (f" ({plain(row.label)})" if row.label else "")]
+    lines.append(f"{plain(row.spec_id)}, {millions(row.parameters)} parameters")
+    lines.append(f"{metric_name(report.latency_metric)}: {with_unit(row.latency_ms, metric_unit(report.latency_metric))}")
+    if row.memory_mb:
+        lines.append(f"{metric_name(report.memory_metric)}: {with_unit(row.memory_mb, 'MB')}")
+    if row.text_bits_per_byte is not None:
+        lines.append(f"text: {row.text_bits_per_byte:.3f} bits per byte")
+    if row.recall_accuracy is not None:
+        lines.append(f"recall: {percent(row.recall_accuracy)}{' (solved)' if row.recall_solved else ''}")
+    if row.why:
+        lines.append(plain(row.why))
+    return "<br>".join(lines)
+
+
+def _points(rows: Sequence[DesignRow], report: Report, quality: Quality | None, *, name: str, marker: Figure) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [sparse(row.latency_ms) for row in rows],
+        "y": [sparse((quality.value(row) if quality else row.memory_mb) or 0.0) for row in rows],
+        "text": [_hover(row, report) for row in rows],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": marker,
+    }
+
+
+def _memory_marker(rows: Sequence[DesignRow], every: Sequence[DesignRow], report: Report, *, bar: bool) -> Figure:
+    """Colours by memory, one scale for all feasible layouts; one colour where memory does not differ or is not known."""
+    low, high = min(row.memory_mb for row in every), max(row.memory_mb for row in every)
+    if high <= low:
+        return {"color": "var(--scale-1)", "size": 9}
+    marker: Figure = {
+        "size": 9,
+        "color": [sparse(row.memory_mb) for row in rows],
+        "colorscale": MEMORY_SCALE,
+        "cmin": sparse(low),
+        "cmax": sparse(high),
+        "showscale": bar,
+    }
+    if bar:
+        marker["colorbar"] = {
+            "title": {
+                "text": f"{metric_name(report.memory_metric).capitalize()}, MB",
+                "side": "right",
+                "font": {"size": 11, "color": MUTED},
+            },
+            "thickness": 10,
+            "len": 0.9,
+            "outlinewidth": 0,
+            "tickfont": {"size": 10, "color": MUTED},
+            "nticks": 6,
+        }
+    return marker
+
+
+def _chosen(row: DesignRow, x: float, y: float) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "chosen",
+        "x": [x],
+        "y": [y],
+        "marker": {"symbol": "circle-open", "size": 19, "color": INK, "line": {"width": 2.5, "color": INK}},
+        "hoverinfo": "skip",
+    }
+
+
+def _budget_line(values: Sequence[float], limit: float | None, unit: str, side: str) -> tuple[list[Figure], list[Figure], list[float]]:
+    """The line of a budget with its label, and the axis' range, wide enough for both unless the budget is far away."""
+    low, high = min(values), max(values)
+    if limit is not None and low / 1.5 <= limit <= high * 1.5:
+        low, high = min(low, limit), max(high, limit)
+        pad = (high - low or abs(high) or 1.0) * 0.06
+        span = [sparse(low - pad), sparse(high + pad)]
+        text = f"budget {with_unit(limit, unit)}"
+        if side == "x":
+            left = limit > (span[0] + span[1]) / 2
+            label = note(
+                text, x=limit, y=0.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left", font={"size": 11, "color": BAD}
+            )
+            return [line_shape(x=limit)], [label], span
+        label = note(text, y=limit, x=0.005, xref="paper", xanchor="left", yanchor="bottom", font={"size": 11, "color": BAD})
+        return [line_shape(y=limit)], [label], span
+    pad = (high - low or abs(high) or 1.0) * 0.06
+    span = [sparse(low - pad), sparse(high + pad)]
+    if limit is None:
+        return [], [], span
+    where = "beyond this axis" if limit > high else "below this axis"
+    at = {"x": 0.99 if limit > high else 0.01, "xanchor": "right" if limit > high else "left", "y": 0.01, "yanchor": "bottom"}
+    if side == "y":
+        at = {"x": 0.005, "xanchor": "left", "y": 0.99 if limit > high else 0.06, "yanchor": "top" if limit > high else "bottom"}
+    return [], [note(f"budget {with_unit(limit, unit)}, {where}", xref="paper", yref="paper", **at)], span
+
+
+def _quality_range(rows: Sequence[DesignRow], quality: Quality) -> Figure:
+    values = [value for row in rows if (value := quality.value(row)) is not None]
+    low, high = min(values), max(values)
+    pad = (high - low or 0.1) * 0.08
+    return {"range": [low - pad, high + pad] if quality.larger_is_better else [high + pad, low - pad]}
+
+
+def _summary(info: ParetoInfo) -> str:
+    words = [f"{plural(len(info.feasible), 'trained layout')} within the budgets, {len(info.front)} on the front."]
+    if info.chosen is not None:
+        value = info.quality.value(info.chosen) or 0.0
+        said = percent(value) if info.quality.key == "recall" else f"{value:.3f} bits per byte"
+        words.append(f"Chosen: {info.chosen.pattern}, {with_unit(info.chosen.latency_ms, 'ms')}, {said}.")
+    return " ".join(words)
+
+
+def _costs_summary(info: CostsInfo | None) -> str:
+    if info is None:
+        return ""
+    feasible = len(info.feasible) + len(info.trained)
+    return f"{plural(feasible, 'layout')} of those shown {'is' if feasible == 1 else 'are'} within the budgets."
+
+
+def _table(report: Report) -> Table | None:
+    """What was trained, and layouts with a name; fastest first."""
+    rows = sorted((row for row in report.designs if row.trained or row.label), key=lambda row: row.latency_ms)
+    if not rows:
+        return None
+    unit = metric_unit(report.latency_metric)
+    return Table(
+        caption="Trained layouts, and layouts with a name",
+        header=("Layout", "Remarks", "Parameters", metric_name(report.latency_metric).capitalize(), "Memory", "Recall", "Bits per byte"),
+        rows=tuple(
+            (
+                row.pattern,
+                listed(
+                    [word for word in ("chosen" if row.chosen else "", "on the front" if row.on_front else "", row.label, row.why) if word]
+                ),
+                millions(row.parameters),
+                with_unit(row.latency_ms, unit),
+                with_unit(row.memory_mb or None, "MB"),
+                "–" if row.recall_accuracy is None else percent(row.recall_accuracy, 0) + (" solved" if row.recall_solved else ""),
+                "–" if row.text_bits_per_byte is None else f"{row.text_bits_per_byte:.3f}",
+            )
+            for row in rows
+        ),
+        words=frozenset({0, 1}),
+        marked=frozenset(index for index, row in enumerate(rows) if row.chosen),
+    )

@@ -1,0 +1,241 @@
+"""Whole models: what was predicted from blocks, beside what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.figures.chart import ACCENT, GRID, INK, MUTED, Chart, Figure, Table, View, axis, layout, log_ticks, sparse
+from reports.rows import PredictedRow, Report
+from reports.text import listed, plain, plural, signed_percent, significant, with_unit, workload_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """One workload of one model that was both predicted and measured."""
+
+    model: str
+    workload: str
+    unit: str
+    trained: bool
+    predicted: float
+    low: float
+    high: float
+    measured: float
+    p95: float | None
+    drift: float | None
+
+    @property
+    def error(self) -> float:
+        """Signed: positive when the prediction was too slow (too large)."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval of the prediction holds the measurement."""
+        return self.low <= self.measured <= self.high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictedInfo:
+    compared: tuple[Compared, ...]
+    not_compared: int
+    """Rows with only one of the two."""
+
+    @property
+    def times(self) -> tuple[Compared, ...]:
+        return tuple(row for row in self.compared if row.unit == "ms")
+
+
+def predicted_info(report: Report) -> PredictedInfo | None:
+    if not report.predicted:
+        return None
+    compared = tuple(
+        Compared(
+            model=row.model,
+            workload=row.workload,
+            unit=row.unit,
+            trained=row.trained,
+            predicted=row.predicted,
+            low=row.predicted if row.low is None else row.low,
+            high=row.predicted if row.high is None else row.high,
+            measured=row.measured,
+            p95=row.p95,
+            drift=row.drift,
+        )
+        for row in report.predicted
+        if row.predicted is not None and row.measured
+    )
+    return PredictedInfo(compared=compared, not_compared=len(report.predicted) - len(compared))
+
+
+def predicted_chart(report: Report) -> Chart | None:
+    info = predicted_info(report)
+    if info is None:
+        return None
+    views = [View(label="Error of the prediction", figure=plot_errors(info))] if info.compared else []
+    if info.times:
+        views.append(View(label="Milliseconds", figure=plot(info)))
+    models = list(dict.fromkeys(row.model for row in report.predicted))
+    trained = [row.model for row in report.predicted if row.trained]
+    return Chart(
+        key="predicted",
+        title="Predicted against measured",
+        caption=(
+            f"{listed(models)}: whole models as one ONNX graph each, measured on the device"
+            f"{'; ' + trained[0] + ' is what this run trained' if trained and len(models) > 1 else ''}. "
+            "Dot: the prediction from blocks with its interval, against the measured median; tick: the measured p95."
+        ),
+        summary=_summary(info),
+        views=tuple(views),
+        height=max(220, 90 + 30 * len(info.compared)),
+        wide=True,
+        table=_table(report),
+    )
+
+
+def plot_errors(info: PredictedInfo) -> Figure:
+    """Signed error in per cent, one row a workload; zero is the measured median."""
+    rows = info.compared
+    names = _names(rows)
+    data: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "measured p95",
+            "x": [None if row.p95 is None else sparse((row.p95 / row.measured - 1) * 100) for row in rows],
+            "y": names,
+            "marker": {"symbol": "line-ns-open", "size": 13, "color": MUTED, "line": {"width": 2, "color": MUTED}},
+            "customdata": [with_unit(row.p95, row.unit) for row in rows],
+            "hovertemplate": "measured p95: %{customdata} (%{x:+.1f} %)<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "predicted, with interval",
+            "x": [sparse(row.error * 100) for row in rows],
+            "y": names,
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [sparse((row.high - row.predicted) / row.measured * 100) for row in rows],
+                "arrayminus": [sparse((row.predicted - row.low) / row.measured * 100) for row in rows],
+                "color": ACCENT,
+                "thickness": 2,
+                "width": 5,
+            },
+            "marker": {"size": 10, "color": ACCENT},
+            "customdata": [
+                [with_unit(row.predicted, row.unit), with_unit(row.measured, row.unit), signed_percent(row.error)] for row in rows
+            ],
+            "hovertemplate": "predicted %{customdata[0]}, measured %{customdata[1]}<br>error %{customdata[2]}<extra></extra>",
+        },
+    ]
+    if all(row.p95 is None for row in rows):
+        data = data[1:]
+    return {
+        "data": data,
+        "layout": layout(
+            xaxis=axis("Predicted ÷ measured − 1", ticksuffix=" %", zeroline=True, zerolinecolor=INK, zerolinewidth=1.5),
+            yaxis=axis(autorange="reversed", type="category", tickfont={"size": 11, "color": INK}, gridcolor=GRID),
+        ),
+    }
+
+
+def plot(info: PredictedInfo) -> Figure:
+    """Milliseconds on a logarithmic axis: measured median as a ring, prediction as a dot with its interval."""
+    rows = info.times
+    names = _names(rows)
+    ticks = log_ticks([value for row in rows for value in (row.low, row.high, row.measured, row.p95 or row.measured) if value > 0])
+    return {
+        "data": [
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "measured median",
+                "x": [sparse(row.measured) for row in rows],
+                "y": names,
+                "marker": {"symbol": "circle-open", "size": 14, "color": INK, "line": {"width": 2, "color": INK}},
+                "customdata": [[with_unit(row.measured, "ms"), with_unit(row.p95, "ms")] for row in rows],
+                "hovertemplate": "measured %{customdata[0]}, p95 %{customdata[1]}<extra></extra>",
+            },
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "predicted, with interval",
+                "x": [sparse(row.predicted) for row in rows],
+                "y": names,
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [sparse(row.high - row.predicted) for row in rows],
+                    "arrayminus": [sparse(row.predicted - row.low) for row in rows],
+                    "color": ACCENT,
+                    "thickness": 2,
+                    "width": 5,
+                },
+                "marker": {"size": 8, "color": ACCENT},
+                "customdata": [[with_unit(row.predicted, "ms"), with_unit(row.low, "ms"), with_unit(row.high, "ms")] for row in rows],
+                "hovertemplate": "predicted %{customdata[0]} (%{customdata[1]} – %{customdata[2]})<extra></extra>",
+            },
+        ],
+        "layout": layout(
+            xaxis=axis("Milliseconds", type="log", tickvals=ticks, ticktext=[significant(tick, 1) for tick in ticks]),
+            yaxis=axis(autorange="reversed", type="category", tickfont={"size": 11, "color": INK}),
+        ),
+    }
+
+
+def _names(rows: tuple[Compared, ...]) -> list[str]:
+    """A label per row, told apart by the model when there are several; two lines, so that a phone has room for the plot."""
+    several = len({row.model for row in rows}) > 1
+    return [f"{plain(row.model)}<br>{workload_name(row.workload)}" if several else workload_name(row.workload) for row in rows]
+
+
+def _summary(info: PredictedInfo) -> str:
+    if not info.compared:
+        return "Nothing was both predicted and measured yet."
+    worst = max(info.compared, key=lambda row: abs(row.error))
+    inside = sum(row.inside for row in info.times)
+    words = (
+        f"Of {plural(len(info.times), 'latency')}".replace("latencys", "latencies")
+        + f", {inside} lie within the interval of the prediction. "
+        if info.times
+        else ""
+    )
+    return words + (
+        f"The largest error is {signed_percent(worst.error)}: {worst.model}, {workload_name(worst.workload)}, predicted {with_unit(worst.predicted, worst.unit)}, "
+        f"measured {with_unit(worst.measured, worst.unit)}."
+    )
+
+
+def _table(report: Report) -> Table:
+    drifted = any(row.drift is not None for row in report.predicted)
+    header = ("Model", "Workload", "Predicted", "Interval", "Measured", "p95", "Error", *(("Blocks' drift",) if drifted else ()))
+    return Table(
+        caption="Predicted and measured, whole models"
+        + ("; drift: how much slower the same blocks ran beside the model than when they were profiled" if drifted else ""),
+        header=header,
+        rows=tuple(
+            (
+                row.model,
+                workload_name(row.workload),
+                with_unit(row.predicted, row.unit),
+                "–"
+                if row.low is None or row.high is None
+                else f"{significant(row.low)} – {with_unit(row.high, row.unit)}"
+                if row.high >= 0.1
+                else f"{with_unit(row.low, row.unit)} – {with_unit(row.high, row.unit)}",
+                with_unit(row.measured, row.unit),
+                with_unit(row.p95, row.unit),
+                _error(row),
+                *(("–" if row.drift is None else f"{row.drift:.3f}",) if drifted else ()),
+            )
+            for row in report.predicted
+        ),
+        words=frozenset({0, 1}),
+        marked=frozenset(index for index, row in enumerate(report.predicted) if row.trained),
+    )
+
+
+def _error(row: PredictedRow) -> str:
+    return signed_percent(row.predicted / row.measured - 1) if row.predicted is not None and row.measured else "–"

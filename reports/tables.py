@@ -1,0 +1,106 @@
+"""Tables of the page that belong to no figure: budgets, conditions, failures."""
+
+from __future__ import annotations
+
+from reports.figures.chart import Table
+from reports.rows import Report, SeriesRow
+from reports.text import count, metric_name, percent, significant, with_unit
+
+
+def budgets_table(report: Report) -> Table | None:
+    """Every limit, where the chosen layout stands, and what is reachable when the budgets are impossible."""
+    if not report.budgets:
+        return None
+    impossible = any(row.best_reachable is not None for row in report.budgets)
+    rows = []
+    for row in report.budgets:
+        value = row.measured if row.measured is not None else row.predicted
+        state = (
+            "–"
+            if value is None
+            else f"kept, {percent(value / row.limit, 0)}"
+            if value <= row.limit
+            else f"missed, {percent(value / row.limit, 0)}"
+        )
+        rows.append(
+            (
+                metric_name(row.metric).capitalize(),
+                with_unit(row.limit, row.unit),
+                with_unit(row.predicted, row.unit),
+                with_unit(row.measured, row.unit),
+                state,
+                *((with_unit(row.best_reachable, row.unit),) if impossible else ()),
+            )
+        )
+    return Table(
+        caption="Budgets, and where the chosen layout stands",
+        header=("Budget", "Limit", "Predicted", "Measured", "Of the limit", *(("Best reachable by itself",) if impossible else ())),
+        rows=tuple(rows),
+    )
+
+
+def series_table(report: Report) -> Table | None:
+    """The conditions of every process that measured. Columns that no row fills are left out."""
+    if not report.series:
+        return None
+    columns = {
+        "Started (UTC)": [row.started.replace("+00:00", "").replace("T", " ") for row in report.series],
+        "Device": [row.device for row in report.series],
+        "Runtime": [row.runtime for row in report.series],
+        "Threads": [count(row.threads) for row in report.series],
+        "Cores": [row.cores for row in report.series],
+        "Clock, MHz": [_number(row.clock_mhz) for row in report.series],
+        "Temperature, °C": [_number(row.temperature_c) for row in report.series],
+        "Load": [_number(row.load_1m) for row in report.series],
+        "Others' share": [_share(row.busy_other_share) for row in report.series],
+        "Steal, ticks": [_number(row.steal_ticks) for row in report.series],
+        "Huge pages": [row.huge_pages or "–" for row in report.series],
+        "Governor": [row.governor or "–" for row in report.series],
+        "Cases": [count(row.measurements) for row in report.series],
+        "Rounds": [count(row.rounds) for row in report.series],
+        "Spread": [_share(row.spread) for row in report.series],
+        "Flags": [", ".join(row.flags) or "–" for row in report.series],
+    }
+    shown = {name: values for name, values in columns.items() if any(value != "–" for value in values) or name == "Flags"}
+    words = {"Started (UTC)", "Device", "Runtime", "Huge pages", "Governor", "Flags"}
+    return Table(
+        caption="Conditions of every process that measured",
+        header=tuple(shown),
+        rows=tuple(zip(*shown.values(), strict=True)),
+        words=frozenset(at for at, name in enumerate(shown) if name in words),
+    )
+
+
+def unknown_conditions(report: Report) -> tuple[str, ...]:
+    """What the platform tells of no process at all."""
+    names = {
+        "temperature_c": "temperature",
+        "clock_mhz": "clock",
+        "governor": "governor",
+        "huge_pages": "huge pages",
+        "steal_ticks": "steal",
+    }
+    return tuple(name for field, name in names.items() if report.series and all(_missing(row, field) for row in report.series))
+
+
+def failures_table(report: Report) -> Table | None:
+    if not report.failures:
+        return None
+    return Table(
+        caption="What could not be measured",
+        header=("What", "Workload", "Reason", "Detail"),
+        rows=tuple((row.label, row.workload, row.reason, row.detail) for row in report.failures),
+        words=frozenset(range(4)),
+    )
+
+
+def _missing(row: SeriesRow, field: str) -> bool:
+    return getattr(row, field) is None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else significant(value)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)

@@ -1,0 +1,110 @@
+"use strict";
+(async () => {
+  const root = document.documentElement;
+  const charts = [...document.querySelectorAll(".chart")];
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const systemDark = matchMedia("(prefers-color-scheme: dark)");
+  const touch = matchMedia("(pointer: coarse)").matches;
+
+  // -- theme: the system's unless chosen; storage may be closed to a file from a mail -------------------------------
+  const button = document.getElementById("theme");
+  const theme = () => root.dataset.theme || (systemDark.matches ? "dark" : "light");
+  const other = () => (theme() === "dark" ? "light" : "dark");
+  const label = () => {
+    button.textContent = other() === "dark" ? "Dark" : "Light";
+    button.setAttribute("aria-label", `Switch to the ${other()} theme`);
+  };
+  label();
+  button.hidden = false;
+
+  const say = (text) => {
+    const notice = document.getElementById("notice");
+    notice.textContent = text;
+    notice.hidden = false;
+    charts.forEach((chart) => { chart.style.display = "none"; });
+    document.querySelectorAll("select.view").forEach((select) => { select.style.display = "none"; });
+  };
+
+  // -- drawing: figures name colours as CSS variables ------------------------------------------------------------------
+  const resolved = (value, style) => {
+    if (typeof value === "string") return value.startsWith("var(") ? style.getPropertyValue(value.slice(4, -1)).trim() : value;
+    if (Array.isArray(value)) return value.map((item) => resolved(item, style));
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, style)]));
+    return value;
+  };
+  const shown = {};
+  const draw = (chart) => {
+    const key = chart.dataset.chart;
+    const figure = resolved(figures[key][shown[key] || 0], getComputedStyle(root));
+    const layout = figure.layout;
+    const narrow = chart.clientWidth < 520;
+    layout.autosize = true;
+    layout.dragmode = touch ? false : "zoom";
+    if (narrow) {
+      layout.margin = { ...layout.margin, l: 2, r: layout.margin.r > 40 ? layout.margin.r : 6 };
+      layout.legend.font.size = 10.5;
+      for (const trace of figure.data) {
+        const bar = trace.marker && trace.marker.colorbar;
+        if (bar) Object.assign(bar, { orientation: "h", y: -0.2, yanchor: "top", x: 0.5, len: 1, thickness: 8, title: { ...bar.title, side: "bottom" } });
+      }
+    }
+    chart.drawnAt = chart.clientWidth;
+    return Plotly.react(chart, figure.data, layout, { displayModeBar: false, displaylogo: false, doubleClick: "reset" });
+  };
+  const drawSafely = async (chart) => {
+    try {
+      await draw(chart);
+    } catch (error) {
+      chart.innerHTML = '<p class="failed">This chart could not be drawn; its numbers are in the table below.</p>';
+      console.error(chart.dataset.chart, error);
+    }
+  };
+  const drawAll = () => Promise.all(charts.map(drawSafely));
+
+  button.addEventListener("click", () => {
+    root.dataset.theme = other();
+    try { localStorage.setItem("archsearch-theme", root.dataset.theme); } catch { /* then it lasts until the page is closed */ }
+    label();
+    if (window.Plotly) drawAll();
+  });
+  systemDark.addEventListener("change", () => { label(); if (window.Plotly) drawAll(); });
+
+  // -- plotly.js, inflated here ------------------------------------------------------------------------------------------
+  if (typeof DecompressionStream === "undefined") {
+    say("This browser is too old to unpack the charts. The numbers of every chart are in the tables below it.");
+    root.dataset.drawn = "none";
+    return;
+  }
+  try {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
+    const library = document.createElement("script");
+    library.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    document.head.append(library);
+  } catch (error) {
+    say("The charts could not be unpacked. The numbers of every chart are in the tables below it.");
+    root.dataset.drawn = "none";
+    console.error(error);
+    return;
+  }
+  for (const chart of charts) {
+    await drawSafely(chart);
+    await new Promise((done) => setTimeout(done));
+  }
+
+  document.querySelectorAll("select.view").forEach((select) => {
+    select.value = "0";
+    select.addEventListener("change", () => {
+      shown[select.dataset.for] = Number(select.value);
+      drawSafely(charts.find((chart) => chart.dataset.chart === select.dataset.for));
+    });
+  });
+  let waiting = 0;
+  const changed = new ResizeObserver((entries) => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => charts.filter((chart) => chart.clientWidth && chart.clientWidth !== chart.drawnAt).forEach(drawSafely), 120);
+  });
+  charts.forEach((chart) => changed.observe(chart));
+  addEventListener("beforeprint", () => charts.forEach(drawSafely));
+  addEventListener("afterprint", () => charts.forEach(drawSafely));
+  root.dataset.drawn = "all";
+})();
