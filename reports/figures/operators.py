@@ -69,7 +69,10 @@ def decode_chart(report: Report, palette: Palette) -> Chart | None:
     return Chart(
         key="decode",
         title="Decode time per operator",
-        caption=f"Time of one block (operator and FFN) for one token within a chain of blocks, over context, both axes logarithmic. {_conditions_sentence(info)}",
+        caption=(
+            "Time of one block (operator and FFN) for one token within a chain of blocks, over context, both axes logarithmic. "
+            f"{_conditions_sentence(info)}"
+        ),
         summary=_decode_summary(info.views[0]),
         views=tuple(View(label=_view_label(view, info), figure=plot(view, info.phase, palette)) for view in info.views),
         table=_table(report, "decode"),
@@ -99,40 +102,7 @@ def plot(view: OperatorView, phase: Phase, palette: Palette) -> Figure:
     at = sorted({x for curve in view.curves for x in curve.at})
     if len(at) == 1:
         return plot_bars(view, at[0], palette)
-    data: list[Figure] = []
-    for curve in view.curves:
-        data.append(
-            {
-                "type": "scatter",
-                "x": [*curve.at, *reversed(curve.at)],
-                "y": [sparse(y) for y in (*curve.high_ms, *reversed(curve.low_ms))],
-                "fill": "toself",
-                "fillcolor": palette.band(curve.family, curve.operator),
-                "line": {"width": 0, "color": palette.operator(curve.family, curve.operator)},
-                "mode": "lines",
-                "hoverinfo": "skip",
-                "showlegend": False,
-                "legendgroup": plain(curve.operator),
-            }
-        )
-    for curve in view.curves:
-        data.append(
-            {
-                "type": "scatter",
-                "name": plain(curve.operator),
-                "legendgroup": plain(curve.operator),
-                "x": list(curve.at),
-                "y": [sparse(y) for y in curve.median_ms],
-                "customdata": [
-                    [with_unit(m, "ms"), with_unit(lo, "ms"), with_unit(hi, "ms")]
-                    for m, lo, hi in zip(curve.median_ms, curve.low_ms, curve.high_ms, strict=True)
-                ],
-                "mode": "lines+markers",
-                "line": {"color": palette.operator(curve.family, curve.operator), "width": 2},
-                "marker": {"size": 6, "color": palette.operator(curve.family, curve.operator)},
-                "hovertemplate": f"<b>{plain(curve.operator)}</b> at %{{x:,}} tokens<br>%{{customdata[0]}} (%{{customdata[1]}} – %{{customdata[2]}})<extra></extra>",
-            }
-        )
+    data = [_band(curve, palette) for curve in view.curves] + [_line(curve, palette) for curve in view.curves]
     values = [y for curve in view.curves for y in (*curve.low_ms, *curve.high_ms)]
     ticks = log_ticks(values)
     return {
@@ -141,6 +111,38 @@ def plot(view: OperatorView, phase: Phase, palette: Palette) -> Figure:
             xaxis=axis("Context, tokens", type="log", tickvals=at, ticktext=[short_count(x) for x in at]),
             yaxis=axis("Time per block, ms", type="log", tickvals=ticks, ticktext=[significant(tick, 1) for tick in ticks]),
         ),
+    }
+
+
+def _band(curve: Curve, palette: Palette) -> Figure:
+    return {
+        "type": "scatter",
+        "x": [*curve.at, *reversed(curve.at)],
+        "y": [sparse(y) for y in (*curve.high_ms, *reversed(curve.low_ms))],
+        "fill": "toself",
+        "fillcolor": palette.band(curve.family, curve.operator),
+        "line": {"width": 0, "color": palette.operator(curve.family, curve.operator)},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": plain(curve.operator),
+    }
+
+
+def _line(curve: Curve, palette: Palette) -> Figure:
+    name, color = plain(curve.operator), palette.operator(curve.family, curve.operator)
+    intervals = zip(curve.median_ms, curve.low_ms, curve.high_ms, strict=True)
+    return {
+        "type": "scatter",
+        "name": name,
+        "legendgroup": name,
+        "x": list(curve.at),
+        "y": [sparse(y) for y in curve.median_ms],
+        "customdata": [[with_unit(value, "ms") for value in interval] for interval in intervals],
+        "mode": "lines+markers",
+        "line": {"color": color, "width": 2},
+        "marker": {"size": 6, "color": color},
+        "hovertemplate": f"<b>{name}</b> at %{{x:,}} tokens<br>%{{customdata[0]}} (%{{customdata[1]}} – %{{customdata[2]}})<extra></extra>",
     }
 
 
@@ -219,7 +221,8 @@ def _conditions(row: OperatorCost) -> str:
 
 def _conditions_sentence(info: OperatorsInfo) -> str:
     where = listed(info.settings) if len(info.settings) <= 2 else f"{len(info.settings)} settings, see the menu"
-    return f"Median over {span(info.rounds)} interleaved rounds ({span(info.runs)} runs a case), with its 90 % bootstrap interval over rounds; {where}."
+    measured = f"Median over {span(info.rounds)} interleaved rounds ({span(info.runs)} runs a case)"
+    return f"{measured}, with its 90 % bootstrap interval over rounds; {where}."
 
 
 def _view_label(view: OperatorView, info: OperatorsInfo) -> str:
@@ -243,7 +246,8 @@ def _compare(view: OperatorView, at: int, where: str) -> str:
     (least, fastest), (most, slowest) = ordered[0], ordered[-1]
     if len(ordered) == 1:
         return f"{where}, {fastest} takes {with_unit(least, 'ms')} a block."
-    return f"{where}, {fastest} takes {with_unit(least, 'ms')} a block and {slowest} {with_unit(most, 'ms')}: {most / least:.1f} times as long (FFN {count(view.ffn)})."
+    ends = f"{fastest} takes {with_unit(least, 'ms')} a block and {slowest} {with_unit(most, 'ms')}"
+    return f"{where}, {ends}: {most / least:.1f} times as long (FFN {count(view.ffn)})."
 
 
 def _decode_summary(view: OperatorView) -> str:

@@ -64,7 +64,10 @@ def parameters_chart(report: Report, palette: Palette) -> Chart | None:
     return Chart(
         key="parameters",
         title="Parameter budget",
-        caption="Share of each part in a model's parameters, computed from configurations; at the right the share of the vocabulary (embedding, and the head where it is not tied).",
+        caption=(
+            "Share of each part in a model's parameters, computed from configurations; at the right the share of the vocabulary "
+            "(embedding, and the head where it is not tied)."
+        ),
         summary=f"{first}From {percent(least.embedding_share)} ({least.model}) to {percent(most.embedding_share)} ({most.model}).",
         views=(View(label="Parameters", figure=plot(info, palette)),),
         height=max(220, 100 + 34 * len(info.models)),

@@ -195,17 +195,12 @@ def _summary(info: PredictedInfo) -> str:
     if not info.compared:
         return "Nothing was both predicted and measured yet."
     worst = max(info.compared, key=lambda row: abs(row.error))
+    pairs = f"predicted {with_unit(worst.predicted, worst.unit)}, measured {with_unit(worst.measured, worst.unit)}"
+    largest = f"The largest error is {signed_percent(worst.error)}: {worst.model}, {workload_name(worst.workload)}, {pairs}."
+    if not info.times:
+        return largest
     inside = sum(row.inside for row in info.times)
-    words = (
-        f"Of {plural(len(info.times), 'latency')}".replace("latencys", "latencies")
-        + f", {inside} lie within the interval of the prediction. "
-        if info.times
-        else ""
-    )
-    return words + (
-        f"The largest error is {signed_percent(worst.error)}: {worst.model}, {workload_name(worst.workload)}, predicted {with_unit(worst.predicted, worst.unit)}, "
-        f"measured {with_unit(worst.measured, worst.unit)}."
-    )
+    return f"{inside} of {plural(len(info.times), 'measured time')} lie within the prediction's interval. {largest}"
 
 
 def _table(report: Report) -> Table:

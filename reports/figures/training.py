@@ -54,7 +54,10 @@ def training_chart(report: Report) -> Chart | None:
     return Chart(
         key="training",
         title="Training",
-        caption=f"Loss of the batches in nats per token (thin: as logged; thick: moving average), and of held-out text in bits per byte. {facts}.",
+        caption=(
+            "Loss of the batches in nats per token (thin: as logged; thick: moving average), and of held-out text in bits per byte. "
+            f"{facts}."
+        ),
         summary=_summary(info),
         views=(View(label="Loss", figure=plot(info)),),
         height=400,
@@ -116,9 +119,8 @@ def plot(info: TrainingInfo) -> Figure:
 def _summary(info: TrainingInfo) -> str:
     words = []
     if info.loss:
-        words.append(
-            f"The batches' loss fell from {significant(info.loss[0])} to {significant(info.smooth[-1])} nats per token over {count(info.tokens[-1])} tokens."
-        )
+        ends = f"from {significant(info.loss[0])} to {significant(info.smooth[-1])} nats per token"
+        words.append(f"The batches' loss went {ends} over {count(info.tokens[-1])} tokens.")
     if info.held_out:
         words.append(f"Held-out text ends at {info.held_out[-1]:.3f} bits per byte.")
     return " ".join(words)
