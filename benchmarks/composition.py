@@ -48,16 +48,14 @@ def main() -> None:
     for name, copies in protocols(spec).items():
         parts = head + sum(n * rounds[block_subject(block, spec.dims, copies).subject_id] / copies for block, n in counts.items())
         ratio = parts / whole
-        print(
-            f"  {name:<20} sum of parts / whole model: {np.median(ratio):.3f}  (quartiles {np.percentile(ratio, 25):.3f}-{np.percentile(ratio, 75):.3f})"
-        )
+        low, high = np.percentile(ratio, [25, 75])
+        print(f"  {name:<20} sum of parts / whole model: {np.median(ratio):.3f}  (quartiles {low:.3f}-{high:.3f})")
     names = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
     stored = sum(weight_bytes(weight, workload.precision) for weight in names)
     bandwidth = max(limit.per_second for limit in measure_limits(device, threads=(workload.threads,)) if limit.limit == "read_bandwidth")
     least = stored / bandwidth * 1e3
-    print(
-        f"  limit: {stored / 1e6:.0f} MB of weights at {bandwidth / 1e9:.1f} GB/s read take {least:.2f} ms, {least / (np.median(whole) / 1e6):.0%} of the model's time"
-    )
+    share = least / (np.median(whole) / 1e6)
+    print(f"  limit: {stored / 1e6:.0f} MB of weights at {bandwidth / 1e9:.1f} GB/s take {least:.2f} ms, {share:.0%} of the model's time")
 
 
 def measure(spec: ArchSpec, workload: Workload, directory: Path, rounds: int) -> dict[str, np.ndarray]:
