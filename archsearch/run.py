@@ -146,8 +146,9 @@ def run(
     Raises:
         ArchsearchError, OperatorError, DeviceError: a stage failed; the report of what there is has been written by then.
     """
-    space = claim(run_dir, space_path)
+    Space.read(space_path)  # complaints about the space first; and nothing is written before the devices are known to be there
     devices = {device_id: open_device(device_id) for device_id in device_ids}
+    space = claim(run_dir, space_path)
     first = device_ids[0]
     for device_id, device in devices.items():
         yield StageEvent(stage="profile", note=device_id)

@@ -226,11 +226,14 @@ def read_table(path: Path | str) -> dict[str, Any]:
 
 
 def from_pydantic(path: Path | str | None, error: ValidationError, *, prefix: str = "") -> FileFormatError:
-    """The first complaint of pydantic as one line of ours."""
-    first = error.errors()[0]
+    """The most telling complaint of pydantic as one line of ours."""
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    complaints = error.errors()
+    # An unknown key before what is missing: most often it is the missing one, misspelt.
+    first = next((complaint for complaint in complaints if complaint["type"] in unknown), complaints[0])
     field_path = ".".join(str(part) for part in (prefix, *first["loc"]) if str(part))
     match first["type"]:
-        case "extra_forbidden" | "unexpected_keyword_argument":
+        case kind if kind in unknown:
             problem = "unknown key; check its spelling against docs/files.md"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             problem = "missing"

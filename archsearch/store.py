@@ -94,20 +94,22 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
+            self._check_ours()
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
 
+    def _check_ours(self) -> None:
+        """Before anything is written, also the journal mode: a file that is somebody else's stays as it is."""
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(f"{self.path}: written by a newer archsearch (schema {version}); update archsearch, or choose another --run")
+        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise StoreError(f"{self.path}: a database, but not one of archsearch; choose another --run")
+
     def _migrate(self) -> None:
         with self.transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.path}: written by a newer archsearch (schema {version}); update archsearch, or choose another --run"
-                )
-            if version == 0:
-                if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise StoreError(f"{self.path}: a database, but not one of archsearch; choose another --run")
+            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -232,6 +234,17 @@ class Store:
         with self.transaction() as db:
             db.execute("UPDATE measurements SET reason = ?, detail = ? WHERE key = ?", (event.reason, event.detail, key))
 
+    def check(self) -> None:
+        """Read every page.
+
+        Raises:
+            StoreError: some are damaged.
+        """
+        with self._guard():
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise self._explained(sqlite3.DatabaseError(" ".join(found.split())))
+
     def merge(self, sources: Sequence[Path | str]) -> dict[str, int]:
         """Bring in the measurements of other files; doing it twice adds nothing.
 
@@ -243,7 +256,8 @@ class Store:
         """
         added = dict.fromkeys(TABLES, 0)
         for source in sources:
-            Store(source, create=False).close()  # its version and health, and its WAL written back
+            with Store(source, create=False) as opened:  # also writes its WAL back
+                opened.check()
             with self._guard():
                 self._db.execute("ATTACH ? AS source", (str(source),))
             try:

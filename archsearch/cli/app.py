@@ -77,6 +77,8 @@ def _run(arguments: list[str]) -> int:
 
     try:
         result = app(arguments, standalone_mode=False, prog_name="archsearch")
+        if result == 130:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
         return _end(arguments, "interrupted; the same command goes on where it stopped", 1)

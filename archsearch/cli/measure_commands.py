@@ -27,12 +27,14 @@ def profile(
     from archsearch.cli.progress import show, stage
     from archsearch.profile import profile as measure
     from archsearch.run import claim, keep_limits
+    from archsearch.space import Space
     from archsearch.store import Store
     from devices import open_device
 
     ids = device or ["local"]
-    parsed = claim(run, space)
+    Space.read(space)  # complaints about the space first; and nothing is written before the devices are known to be there
     opened = {device_id: open_device(device_id) for device_id in ids}
+    parsed = claim(run, space)
     for target in opened.values():
         with stage("profile") as bar:
             for event in measure(parsed, run, target, retry_failed=retry_failed):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Outcome
 
 from archsearch.spec import ArchSpec
 from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, OperatorSpec, ShortConvSpec, SwaSpec
@@ -34,3 +36,20 @@ def tiny_spec() -> ArchSpec:
     ]
     blocks = tuple(BlockSpec(operator=operator, ffn=FfnSpec(intermediate_size=64)) for operator in operators)
     return ArchSpec(name="tiny", hidden_size=32, vocab_size=300, layers=blocks)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a command in this process."""
+    from archsearch.cli import main
+
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        assert isinstance(end.value.code, int)
+        return Outcome(end.value.code, *capsys.readouterr())
+
+    return run

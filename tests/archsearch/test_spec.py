@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from archsearch.budget import parameter_budget
@@ -51,7 +51,7 @@ def specs(draw: st.DrawFn) -> ArchSpec:
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), suffix=st.sampled_from([".toml", ".json"]))
 def test_a_file_gives_back_what_was_written(spec: ArchSpec, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / f"round_trip{suffix}"
@@ -63,7 +63,7 @@ def test_a_file_gives_back_what_was_written(spec: ArchSpec, suffix: str, tmp_pat
     assert again.spec_id == spec.spec_id
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), name=TEXT)
 def test_the_id_is_of_the_architecture_alone(spec: ArchSpec, name: str) -> None:
     assert replace(spec, name=name, origin={"trial": 3}).spec_id == spec.spec_id
