@@ -201,7 +201,8 @@ def _read(path: Path) -> dict[str, QualityResult]:
     for line in lines:
         try:
             data = json.loads(line)
-            found[data.pop("key")] = QualityResult.from_dict(data)
+            key = data.pop("key")
+            found[key] = QualityResult.from_dict(data)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # torn by a kill: that training is repeated
     return found
