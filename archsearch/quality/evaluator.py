@@ -109,7 +109,7 @@ class Evaluator:
             known = {*self.cache, *(key for key, _, _ in todo)}
             todo.extend((key, spec, task) for key, task in zip(keys, TASKS, strict=True) if key not in known)
         failures: dict[str, str] = {}
-        running: dict[Future[QualityResult], tuple[int, str]] = {}
+        running: dict[Future[QualityResult | str], tuple[int, str]] = {}
         try:
             while True:
                 for entry in list(waiting):
@@ -135,7 +135,7 @@ class Evaluator:
             if running:  # the caller has gone: nobody waits for what is left
                 self.close()
 
-    def _submit(self, slot: int, spec: ArchSpec, task: Task) -> Future[QualityResult]:
+    def _submit(self, slot: int, spec: ArchSpec, task: Task) -> Future[QualityResult | str]:
         pool = self._pools[slot]
         with _sigint_ignored():  # inherited by the process, so that Ctrl-C is left to us from its first moment on
             if pool is None:
@@ -143,19 +143,18 @@ class Evaluator:
                 pool = self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
             return pool.submit(_train, spec.to_json(), task, self.settings, self.seed)
 
-    def _finish(self, slot: int, key: str, future: Future[QualityResult]) -> str | None:
+    def _finish(self, slot: int, key: str, future: Future[QualityResult | str]) -> str | None:
         """Keep a result; the reason when there is none."""
         from concurrent.futures.process import BrokenProcessPool
 
         try:
-            self._keep(key, future.result())
+            result = future.result()
         except BrokenProcessPool:
             self._end(slot)
             return "its training process died, most likely because memory ran out"
-        except RunError:
-            raise
-        except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(result, str):
+            return result
+        self._keep(key, result)
         return None
 
     def _end(self, slot: int) -> None:
@@ -236,5 +235,9 @@ def _prepare() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train(spec_json: str, task: Task, settings: QualitySettings, seed: int) -> QualityResult:
-    return evaluate(ArchSpec.from_dict(json.loads(spec_json)), task, settings, seed)
+def _train(spec_json: str, task: Task, settings: QualitySettings, seed: int) -> QualityResult | str:
+    """The result, or why there is none: in words, because not every exception survives the way between two processes."""
+    try:
+        return evaluate(ArchSpec.from_dict(json.loads(spec_json)), task, settings, seed)
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"

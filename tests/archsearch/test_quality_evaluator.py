@@ -42,44 +42,64 @@ def wait_for(condition: object, timeout: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_each_training_is_done_once_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "quality.jsonl"
-    narrow_twins = [spec_of("c"), spec_of("ca"), spec_of("c", hidden=256, name="the same narrow copy")]
+TWINS = (spec_of("c"), spec_of("ca"), spec_of("c", hidden=256, name="the same narrow copy"))
+BROKEN = ArchSpec(name="broken", hidden_size=128, vocab_size=1000, layers=())  # refused by the worker, which reads it
+Found = list[LayoutQuality | EvaluationFailure]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found]:
+    """Two layouts, one more with a narrow copy of theirs, and one that cannot be trained."""
+    path = tmp_path_factory.mktemp("quality") / "run" / "quality.jsonl"
     with Evaluator(path, TINY, workers=2) as evaluator:
-        assert evaluator.cached(narrow_twins[0]) is None
-        found = list(evaluator.evaluate_all(narrow_twins))
-        assert all(isinstance(quality, LayoutQuality) for quality in found)
-        assert sorted(quality.spec.spec_id for quality in found) == sorted(spec.spec_id for spec in narrow_twins)
-        assert len(lines(path)) == 4  # two copies, two tasks
-        assert evaluator.cached(narrow_twins[2]) is not None
-        list(evaluator.evaluate_all(narrow_twins))
-        assert len(lines(path)) == 4
+        assert evaluator.cached(TWINS[0]) is None
+        found = list(evaluator.evaluate_all([BROKEN, *TWINS]))
+        assert all(evaluator.cached(spec) is not None for spec in TWINS)
     children = psutil.Process().children(recursive=True)
     assert not [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return path, found
 
+
+def test_each_training_is_done_once_and_kept(trained: tuple[Path, Found]) -> None:
+    path, found = trained
+    good = [quality for quality in found if isinstance(quality, LayoutQuality)]
+    assert sorted(quality.spec.spec_id for quality in good) == sorted(spec.spec_id for spec in TWINS)
+    assert len(lines(path)) == 4  # two copies, two tasks
     again = Evaluator(path, TINY, workers=1)
-    cached = list(again.evaluate_all(narrow_twins))
+    assert sorted(map(repr, again.evaluate_all(TWINS))) == sorted(map(repr, good))
     assert again._pools == [None]  # nothing was left to train
-    assert sorted(map(repr, cached)) == sorted(map(repr, found))
-    assert Evaluator(path, QualitySettings(recall_steps=2, text_steps=1)).cached(narrow_twins[0]) is None
-    assert Evaluator(path, TINY, seed=1).cached(narrow_twins[0]) is None
+    assert Evaluator(path, QualitySettings(recall_steps=2, text_steps=1)).cached(TWINS[0]) is None
+    assert Evaluator(path, TINY, seed=1).cached(TWINS[0]) is None
 
 
-def test_a_torn_line_costs_one_training(tmp_path: Path) -> None:
-    path = tmp_path / "quality.jsonl"
-    with Evaluator(path, TINY, workers=1) as evaluator:
-        list(evaluator.evaluate_all([spec_of("c")]))
-    whole = path.read_bytes()
-    first, second = whole.splitlines(keepends=True)
-    path.write_bytes(first + second[: len(second) // 2])
-    with Evaluator(path, TINY, workers=1) as evaluator:
-        assert len(evaluator.cache) == 1
-        list(evaluator.evaluate_all([spec_of("c")]))
-        assert len(evaluator.cache) == 2
-    assert len(Evaluator(path, TINY).cache) == 2
+def test_a_training_that_raises_fails_its_layout_and_no_other(trained: tuple[Path, Found]) -> None:
+    failures = [quality for quality in trained[1] if isinstance(quality, EvaluationFailure)]
+    assert [failure.spec.spec_id for failure in failures] == [BROKEN.spec_id]
+    assert failures[0].reason.startswith("FileFormatError: layers")
+
+
+def test_a_torn_line_costs_one_training(trained: tuple[Path, Found], tmp_path: Path) -> None:
+    path, whole = tmp_path / "quality.jsonl", trained[0].read_bytes()
+    path.write_bytes(whole[:-20])
+    evaluator = Evaluator(path, TINY)
+    assert len(evaluator.cache) == 3
+    lost = next(key for key in Evaluator(trained[0], TINY).cache if key not in evaluator.cache)
+    evaluator._keep(lost, Evaluator(trained[0], TINY).cache[lost])  # behind the torn line, not glued to it
+    assert Evaluator(path, TINY).cache == Evaluator(trained[0], TINY).cache
     for garbage in (b"\xff\xfe\n", b"5\n", b'"x"\n', b"[]\n", b'{"key": "k"}\n', b"\n"):
         path.write_bytes(garbage + whole)
-        assert len(Evaluator(path, TINY).cache) == 2
+        assert len(Evaluator(path, TINY).cache) == 4
+
+
+def test_a_place_that_cannot_be_written_is_one_line(trained: tuple[Path, Found], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    key, result = next(iter(Evaluator(trained[0], TINY).cache.items()))
+    with pytest.raises(RunError, match=r"quality\.jsonl: cannot be written") as error:
+        Evaluator(tmp_path / "file" / "quality.jsonl", TINY)._keep(key, result)
+    assert "\n" not in str(error.value)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match="cannot be read"):
+        Evaluator(tmp_path / "folder", TINY)
 
 
 def test_a_worker_that_dies_fails_its_layout_and_no_other(tmp_path: Path) -> None:
@@ -106,27 +126,6 @@ def test_a_worker_that_dies_fails_its_layout_and_no_other(tmp_path: Path) -> Non
         # The next layout gets a new worker.
         evaluator.settings = TINY
         assert all(isinstance(quality, LayoutQuality) for quality in evaluator.evaluate_all([spec_of("ca")]))
-
-
-def test_a_training_that_raises_fails_its_layout_and_no_other(tmp_path: Path) -> None:
-    broken = ArchSpec(name="x", hidden_size=128, vocab_size=1000, layers=())  # without layers there is nothing to divide the scale by
-    with Evaluator(tmp_path / "quality.jsonl", TINY, workers=1) as evaluator:
-        found = {quality.spec.spec_id: quality for quality in evaluator.evaluate_all([broken, spec_of("c")])}
-    failure = found[broken.spec_id]
-    assert isinstance(failure, EvaluationFailure)
-    assert failure.reason
-    assert isinstance(found[spec_of("c").spec_id], LayoutQuality)
-
-
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with Evaluator(tmp_path / "file" / "quality.jsonl", TINY, workers=1) as evaluator:
-        with pytest.raises(RunError, match=r"quality\.jsonl: cannot be written") as error:
-            list(evaluator.evaluate_all([spec_of("c")]))
-        assert "\n" not in str(error.value)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match="cannot be read"):
-        Evaluator(tmp_path / "folder", TINY)
 
 
 PROGRAM = """
