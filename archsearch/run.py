@@ -18,12 +18,11 @@ from archsearch.bench import BenchResult, bench, onnx_target, spec_target
 from archsearch.budgets import Budget, combine
 from archsearch.errors import InputError, RunError
 from archsearch.files import write_atomic
-from archsearch.predict import CostTable
+from archsearch.predict import CostTable, load_table
 from archsearch.profile import profile
 from archsearch.search import Searcher, SearchResult, write_results
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
-from archsearch.store import Store
 from devices import Device, measure_limits, open_device
 
 Stage = Literal["profile", "search", "check", "train", "export", "bench", "report"]
@@ -67,16 +66,6 @@ def claim(run_dir: Path, space_path: Path) -> Space:
     if not kept.exists() or kept.read_bytes() != space_path.read_bytes():
         write_atomic(kept, space_path.read_bytes())
     return space
-
-
-def load_table(run_dir: Path, device_id: str) -> CostTable:
-    """The cost table of a run.
-
-    Raises:
-        StoreError, MissingMeasurement: there is none, or not for that device.
-    """
-    with Store(run_dir / "measurements.db", create=False) as store:
-        return CostTable.load(store, device=device_id)
 
 
 def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> None:

@@ -1,0 +1,212 @@
+"""Names, options and documents of the command line: others script against them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import ENVIRONMENT, Outcome, command, run_command
+
+from archsearch import __version__
+from archsearch.cli.tables import count, interval, milliseconds
+from archsearch.spec import ArchSpec
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LFM2 = EXAMPLES / "lfm2-350m.toml"
+COMMANDS = {
+    "devices": set[str](),
+    "spec": {"--to"},
+    "profile": {"--run", "--device"},
+    "predict": {"--run", "--device"},
+    "bench": {"--run", "--device"},
+    "search": {"--run", "--device", "--budget", "--trials", "--seed", "--storage"},
+    "train": {"--data", "--out", "--tokens", "--resume"},
+    "export": {"--to", "--out"},
+    "report": {"--run", "--out"},
+    "run": {"--run", "--device", "--budget"},
+    "merge": set[str](),
+}
+"""The options that docs/architecture.md and scripts rely on; every command has --json and --help besides."""
+
+Call = Callable[..., Outcome]
+
+
+def test_the_commands_are_these(call: Call) -> None:
+    ended = call("--help")
+    assert ended.status == 0
+    listed = re.findall(r"^│ (\w+) ", ended.out.partition("Commands")[2], flags=re.MULTILINE)
+    assert set(listed) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_the_options_and_shows_an_example(name: str, call: Call) -> None:
+    ended = call(name, "--help")
+    assert ended.status == 0
+    assert ended.err == ""
+    options = set(re.findall(r"(?<![\w-])--[a-z-]+", ended.out))
+    assert options >= COMMANDS[name] | {"--json", "--help"}
+    assert f"Example: archsearch {name}" in ended.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_parse(name: str, call: Call) -> None:
+    """An example that names an option its command does not have would be told so as wrong usage."""
+    words = call(name, "--help").out.partition("Example: archsearch ")[2].split("\n\n")[0].split()
+    assert words[0] == name
+    used = {word for word in words if word.startswith("--")}
+    assert used <= set(re.findall(r"--[a-z-]+", call(name, "--help").out.partition("Example")[0]))
+
+
+def test_version_and_no_command(call: Call) -> None:
+    assert call("--version").out == f"archsearch {__version__}\n"
+    assert call().status == 2
+    assert call("spec", LFM2, "--jsn").status == 2
+
+
+# -- devices and spec: in full ------------------------------------------------------------------------------------------------
+
+
+def test_devices(call: Call) -> None:
+    ended = call("devices", "--json")
+    assert (ended.status, ended.err) == (0, "")
+    (local, *_) = ended.document["devices"]
+    assert local["device_id"] == "local"
+    assert local["cores"] >= 1
+    assert local["available"] is True
+    assert local["runtime"].startswith("onnxruntime")
+    assert "local" in call("devices").out
+
+
+def test_spec(call: Call) -> None:
+    ended = call("spec", LFM2, "--json")
+    assert (ended.status, ended.err) == (0, "")
+    document = ended.document
+    assert document["parameters"] == 354_483_968 == sum(document["parts"].values())
+    assert document["embedding_share"] == pytest.approx(65536 * 1024 / 354_483_968)
+    assert ArchSpec.from_dict(document["spec"]) == ArchSpec.read(LFM2)
+    people = call("spec", LFM2)
+    assert people.status == 0
+    assert "354,483,968" in people.out
+    assert "18.9 %" in people.out
+
+
+def test_spec_converts(call: Call, tmp_path: Path) -> None:
+    spec = ArchSpec.read(LFM2)
+    toml = call("spec", LFM2, "--to", "toml").out
+    assert ArchSpec.from_dict(tomllib.loads(toml)) == spec
+    as_json = tmp_path / "spec.json"
+    as_json.write_text(call("spec", LFM2, "--to", "json").out)
+    assert ArchSpec.read(as_json) == spec
+    assert call("spec", as_json, "--to", "toml").out == toml, "there and back"
+    config = json.loads(call("spec", LFM2, "--to", "hf").out)
+    assert config["model_type"] == "lfm2"
+    assert [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"] == [2, 5, 8, 10, 12, 14]
+
+
+def test_spec_that_hugging_face_has_no_word_for(call: Call, tmp_path: Path, tiny_spec: ArchSpec) -> None:
+    path = tmp_path / "tiny.toml"
+    tiny_spec.write(path)
+    ended = call("spec", path, "--to", "hf")
+    assert ended.status in (1, 2)
+    assert ended.out == ""
+    assert "layers.2" in ended.error, "which layer is in the way"
+
+
+# -- results on stdout, everything else on stderr ------------------------------------------------------------------------------
+
+
+def test_a_real_process() -> None:
+    ended = run_command("spec", LFM2, "--json")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.document["name"] == "lfm2-350m"
+    assert run_command("spec", "nothing.toml").status == 2
+    assert run_command("report", "--run", "nowhere", "--out", "x.html").error.startswith("error: nowhere: holds no run")
+
+
+def test_debug_shows_where_it_happened(call: Call) -> None:
+    ended = call("--debug", "spec", "nothing.toml")
+    assert ended.status == 2
+    assert "Traceback" in ended.err
+    assert ended.err.splitlines()[-1] == "error: nothing.toml: no such file"
+    assert "Traceback" not in call("spec", "nothing.toml").err
+
+
+def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
+    """`archsearch ... | head -1` ends without a complaint."""
+    script = f"{' '.join(command('spec', str(LFM2), '--to', 'toml'))} | head -1"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert ended.stdout == 'name = "lfm2-350m"\n'
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["devices"], ["spec", str(LFM2)], ["spec", str(LFM2), "--to", "hf"], ["predict", str(LFM2), "--run", "nowhere"]],
+    ids=lambda arguments: " ".join(Path(word).name for word in arguments),
+)
+def test_torch_is_not_imported_by_what_must_answer_at_once(arguments: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from archsearch.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+heavy = {{"torch", "optuna", "transformers"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_nothing_is_coloured_where_nobody_looks() -> None:
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "NO_COLOR"}
+    ended = subprocess.run(command("spec", str(LFM2)), capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0
+    assert "\x1b" not in ended.stdout + ended.stderr
+
+
+# -- figures for people ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "-"), (0.123456, "0.123"), (1.0, "1"), (12.345, "12.3"), (999.4, "999"), (1234.5, "1,234"), (98765.4, "98,765")]
+)
+def test_milliseconds(value: float | None, shown: str) -> None:
+    assert milliseconds(value) == shown
+
+
+def test_counts_and_intervals() -> None:
+    assert [count(n) for n in (0, 999, 12_345, 1_000_000, 354_483_968, 1_170_000_000)] == ["0", "999", "12,345", "1M", "354M", "1.17B"]
+    assert interval(1.234, 2.345) == "1.23-2.35"
+    assert interval(None, None) == ""
+
+
+def test_a_bar_without_a_terminal_prints_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    from archsearch.cli.progress import Bar
+
+    with Bar("profile") as bar:
+        for phase, total in (("export", 5), ("latency", 100)):
+            for done in range(1, total + 1):
+                bar.update(done, total, note=phase, seconds_left=total - done)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert sum("export" in line for line in lines) == 5
+    assert 10 <= sum("latency" in line for line in lines) <= 12, "the second phase starts anew"
+    assert "100/100 latency" in lines[-1]
+
+
+def test_the_terminal_width_is_not_assumed() -> None:
+    narrow = subprocess.run(
+        command("devices"), capture_output=True, text=True, env={**os.environ, **ENVIRONMENT, "COLUMNS": "40"}, check=False
+    )
+    assert narrow.returncode == 0
+    assert max(map(len, narrow.stdout.splitlines())) <= 40
