@@ -12,18 +12,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.bench import BenchResult, bench, onnx_target, spec_target
 from archsearch.budgets import Budget, combine
 from archsearch.errors import InputError, RunError
 from archsearch.files import write_atomic
-from archsearch.predict import CostTable, load_table
+from archsearch.predict import CostTable
 from archsearch.profile import profile
-from archsearch.search import Searcher, SearchResult, write_results
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
+from archsearch.store import Store
 from devices import Device, measure_limits, open_device
+
+if TYPE_CHECKING:
+    from archsearch.search import Searcher, SearchResult  # which imports torch
 
 Stage = Literal["profile", "search", "check", "train", "export", "bench", "report"]
 STAGES: tuple[Stage, ...] = ("profile", "search", "check", "train", "export", "bench", "report")
@@ -68,6 +71,16 @@ def claim(run_dir: Path, space_path: Path) -> Space:
     return space
 
 
+def load_table(run_dir: Path, device_id: str) -> CostTable:
+    """The cost table of a run.
+
+    Raises:
+        StoreError, MissingMeasurement: there is none, or not for that device.
+    """
+    with Store(run_dir / "measurements.db", create=False) as store:
+        return CostTable.load(store, device=device_id)
+
+
 def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> None:
     """Measure how fast the device can be at most, once a run, for the report's roof; raw samples in limits.json."""
     path = run_dir / "limits.json"
@@ -90,6 +103,7 @@ def make_searcher(
 ) -> Searcher:
     """A searcher with the space's settings where nothing else is said."""
     from archsearch.quality import Evaluator, QualitySettings
+    from archsearch.search import Searcher
 
     settings = space.search
     context = max(space.decode, default=4096)
@@ -102,6 +116,8 @@ def make_searcher(
 
 def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None:
     """Write search.json and, when a layout was found, spec.toml and front/."""
+    from archsearch.search import write_results
+
     if result.best is not None:
         write_results(result, searcher)
     document = result.to_dict() | {
