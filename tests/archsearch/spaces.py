@@ -1,0 +1,19 @@
+"""A search space small enough for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Two operators, one FFN width, two layers of 64 channels; `changes` replace whole tables."""
+    return {
+        "model": {"name": "small", "hidden_size": 64, "vocab_size": 512, "layers": 2},
+        "operators": [
+            {"kind": "short_conv", "kernel_size": 3},
+            {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 16},
+        ],
+        "ffn": {"intermediate_size": 96},
+        "workloads": {"prefill": [16], "decode": [32, 64]},
+        "measure": {"precision": "fp32", "passes": 2, "rounds": 2, "min_time_ms": 5},
+    } | changes

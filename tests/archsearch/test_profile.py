@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from archsearch.profile import PREFILL_COPIES, decode_copies, profile
+from archsearch.space import Space
+from archsearch.store import Store
+from devices import open_device
+from tests.archsearch.fake_device import FakeDevice
+from tests.archsearch.spaces import small
+
+
+def rows(run_dir: Path):  # type: ignore[no-untyped-def]
+    with Store(run_dir / "measurements.db", create=False) as store:
+        return store.rows()
+
+
+def test_every_block_is_measured_for_every_workload(tmp_path: Path) -> None:
+    space, device = Space.from_dict(small()), FakeDevice()
+    events = list(profile(space, tmp_path, device))
+    latency = [row for row in rows(tmp_path) if row.purpose == "latency"]
+    # Two blocks, and embedding with head; one prefill and two decode workloads.
+    assert len(latency) == 3 * 3
+    assert all(row.status == "done" and sorted(row.rounds) == [0, 1, 2, 3] for row in latency)
+    copies = {(row.workload.phase, row.copies) for row in latency if row.subject["kind"] == "block"}
+    assert copies == {("prefill", PREFILL_COPIES), ("decode", decode_copies(space))}
+    memory = [row for row in rows(tmp_path) if row.purpose == "memory"]
+    assert [row.status for row in memory] == ["done"] * 5
+    assert events[-1].stage == "finished"
+    assert all(0 <= event.done <= event.total for event in events)
+    last = [event for event in events if event.stage == "latency"][-1]
+    assert last.done == last.total
+
+
+def test_an_interrupted_profile_measures_exactly_the_rest(tmp_path: Path) -> None:
+    space, first = Space.from_dict(small()), FakeDevice()
+    events = profile(space, tmp_path, first)
+    for event in events:
+        if event.stage == "latency" and len(first.measured) == 7:
+            events.close()
+    second = FakeDevice()
+    list(profile(space, tmp_path, second))
+    assert len(first.measured) + len(second.measured) == 9 * 4
+    assert second.memory == []
+    assert all(row.status == "done" for row in rows(tmp_path))
+    third = FakeDevice()
+    list(profile(space, tmp_path, third))
+    assert third.measured == []
+
+
+def test_a_failure_is_stored_and_the_rest_goes_on(tmp_path: Path) -> None:
+    space = Space.from_dict(small())
+    list(profile(space, tmp_path / "whole", FakeDevice()))
+    broken = next(row for row in rows(tmp_path / "whole") if row.purpose == "latency" and row.subject["label"] == "conv3/96")
+    device = FakeDevice(broken=frozenset({broken.key}))
+    failed = [event for event in profile(space, tmp_path / "run", device) if event.failed]
+    assert {event.failed for event in failed} == {"crashed: killed by SIGSEGV"}
+    found = {row.key: row for row in rows(tmp_path / "run")}
+    assert (found[broken.key].status, found[broken.key].reason) == ("failed", "crashed")
+    assert all(row.status == "done" for key, row in found.items() if key != broken.key)
+
+    again = FakeDevice()
+    list(profile(space, tmp_path / "run", again))
+    assert again.measured == []
+    retried = FakeDevice()
+    list(profile(space, tmp_path / "run", retried, retry_failed=True))
+    assert {key for key, _ in retried.measured} == {broken.key}
+    assert all(row.status == "done" for row in rows(tmp_path / "run"))
+
+
+def test_models_that_do_not_fit_together_are_measured_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Little:
+        available = 1_500_000
+
+    device = FakeDevice()
+    cases: list[int] = []
+    inner = device.run
+    monkeypatch.setattr(device, "run", lambda plan: (cases.append(len(plan.cases)), inner(plan))[1])
+    monkeypatch.setattr(psutil, "virtual_memory", Little)
+    list(profile(Space.from_dict(small()), tmp_path, device))
+    assert len([count for count in cases if count > 1]) > 2
+    assert all(row.status == "done" for row in rows(tmp_path))
+
+
+def test_seconds_left_shrink_to_nothing(tmp_path: Path) -> None:
+    events = list(profile(Space.from_dict(small()), tmp_path, FakeDevice()))
+    assert events[-1].seconds_left == 0.0
+    assert all(event.seconds_left is None or event.seconds_left >= 0 for event in events)
+
+
+def test_on_this_machine(tmp_path: Path) -> None:
+    space = Space.from_dict(small(measure={"precision": "int4", "passes": 1, "rounds": 1, "min_time_ms": 2, "min_runs": 3}))
+    list(profile(space, tmp_path, open_device("local")))
+    found = rows(tmp_path)
+    assert all(row.status == "done" for row in found)
+    latency = [row for row in found if row.purpose == "latency"]
+    assert all(len(row.rounds[0]) >= 3 and row.rounds[0].min() > 0 for row in latency)
+    peaks = [row.memory[0] for row in found if row.purpose == "memory"]
+    assert all(0 < peak["base_bytes"] < peak["peak_bytes"] for peak in peaks)
