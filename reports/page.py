@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reports.figures import Chart, charts
-from reports.figures.designs import StripsInfo, strips_info
+from reports.figures.strips import StripsInfo, strips_info
 from reports.palette import palette_of, theme_css
 from reports.rows import Report
 from reports.tables import budgets_table, failures_table, series_table, unknown_conditions
@@ -63,9 +64,9 @@ def figures_json(drawn: dict[str, Chart]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def cell_width(strips: StripsInfo) -> int:
-    """Pixels of a cell that fit the longest label at 11 px."""
-    return max(38, 7 * min(strips.longest_label, CELL_LETTERS) + 8)
+def cell_width(strips: StripsInfo, letter: float) -> int:
+    """Pixels of a cell that fit the longest label, at so many pixels a letter."""
+    return max(34, math.ceil(letter * min(strips.longest_label, CELL_LETTERS)) + 4)
 
 
 @cache

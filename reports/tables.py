@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.figures.chart import Table
-from reports.rows import Report, SeriesRow
+from reports.rows import BudgetRow, Report, SeriesRow
 from reports.text import count, metric_name, percent, significant, with_unit
 
 
@@ -14,7 +14,7 @@ def budgets_table(report: Report) -> Table | None:
     impossible = any(row.best_reachable is not None for row in report.budgets)
     rows = []
     for row in report.budgets:
-        value = row.measured if row.measured is not None else row.predicted
+        value = _standing(row)
         state = (
             "–"
             if value is None
@@ -36,7 +36,13 @@ def budgets_table(report: Report) -> Table | None:
         caption="Budgets, and where the chosen layout stands",
         header=("Budget", "Limit", "Predicted", "Measured", "Of the limit", *(("Best reachable by itself",) if impossible else ())),
         rows=tuple(rows),
+        bad=frozenset((at, 4) for at, row in enumerate(report.budgets) if (value := _standing(row)) is not None and value > row.limit),
     )
+
+
+def _standing(row: BudgetRow) -> float | None:
+    """Where the chosen layout stands: measured if it was, else predicted."""
+    return row.measured if row.measured is not None else row.predicted
 
 
 def series_table(report: Report) -> Table | None:
@@ -49,11 +55,11 @@ def series_table(report: Report) -> Table | None:
         "Runtime": [row.runtime for row in report.series],
         "Threads": [count(row.threads) for row in report.series],
         "Cores": [row.cores for row in report.series],
-        "Clock, MHz": [_number(row.clock_mhz) for row in report.series],
-        "Temperature, °C": [_number(row.temperature_c) for row in report.series],
+        "Clock, MHz": [_whole(row.clock_mhz) for row in report.series],
+        "Temperature, °C": [_whole(row.temperature_c) for row in report.series],
         "Load": [_number(row.load_1m) for row in report.series],
         "Others' share": [_share(row.busy_other_share) for row in report.series],
-        "Steal, ticks": [_number(row.steal_ticks) for row in report.series],
+        "Steal, ticks": [_whole(row.steal_ticks) for row in report.series],
         "Huge pages": [row.huge_pages or "–" for row in report.series],
         "Governor": [row.governor or "–" for row in report.series],
         "Cases": [count(row.measurements) for row in report.series],
@@ -100,6 +106,10 @@ def _missing(row: SeriesRow, field: str) -> bool:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else significant(value)
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else count(round(value))
 
 
 def _share(value: float | None) -> str:

@@ -28,6 +28,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{decimals}f}"
 
 
+def tick_text(value: float) -> str:
+    """A tick of a logarithmic axis without trailing zeros: "0.05", "1.5", "1,000"."""
+    return f"{value:,.6f}".rstrip("0").rstrip(".")
+
+
 def with_unit(value: float | None, unit: str) -> str:
     """A value with its unit, or a dash; microseconds below 0.1 ms; parameters (no unit) in millions."""
     if value is None:

@@ -6,12 +6,15 @@ Every figure comes in two steps: `..._info(report)` takes from the rows what wil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reports.text import tick_text
+
 Figure = dict[str, Any]
-"""A plotly figure as plain data: "data" and "layout". Colours are CSS variables."""
+"""A plotly figure as plain data: "data" and "layout". Colours are CSS variables; the page makes the legend."""
 
 INK, MUTED, GRID, CARD = "var(--ink)", "var(--muted)", "var(--grid)", "var(--card)"
 ACCENT, GOOD, BAD = "var(--front)", "var(--good)", "var(--bad)"
@@ -28,6 +31,8 @@ class Table:
     """Columns of words, set to the left; all others are numbers, set to the right."""
     marked: frozenset[int] = frozenset()
     """Rows that stand out: the chosen layout."""
+    bad: frozenset[tuple[int, int]] = frozenset()
+    """Cells (row, column) that tell of a missed budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +52,8 @@ class Chart:
     summary: str
     """What the figure says, in words, for those who do not see it."""
     views: tuple[View, ...]
-    height: int = 340
+    height: int = 320
+    """Pixels, for views whose layout does not say its own."""
     wide: bool = False
     table: Table | None = None
 
@@ -64,6 +70,12 @@ def axis(title: str = "", **settings: Any) -> Figure:
     }
 
 
+def log_axis(title: str, values: Sequence[float]) -> Figure:
+    """A logarithmic axis with round ticks for these values."""
+    ticks = log_ticks(values)
+    return axis(title, type="log", tickvals=ticks, ticktext=[tick_text(tick) for tick in ticks])
+
+
 def layout(*, xaxis: Figure, yaxis: Figure, **settings: Any) -> Figure:
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -71,15 +83,7 @@ def layout(*, xaxis: Figure, yaxis: Figure, **settings: Any) -> Figure:
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif", "size": 12, "color": INK},
         "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
         "hoverlabel": {"bgcolor": CARD, "bordercolor": GRID, "font": {"color": INK, "size": 12}, "align": "left"},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1.02,
-            "yanchor": "bottom",
-            "font": {"size": 11},
-            "itemsizing": "constant",
-        },
+        "showlegend": False,
         "xaxis": xaxis,
         "yaxis": yaxis,
         **settings,
@@ -104,14 +108,22 @@ def note(text: str, **settings: Any) -> Figure:
     }
 
 
-def log_ticks(values: Sequence[float]) -> list[float]:
-    """Ticks at 1, 2 and 5 times powers of ten over the range of values, thinned to powers of ten when there would be more than eight."""
-    from math import ceil, floor, log10
+TICKS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 5, 7))
+"""Steps within a power of ten, sparse to dense."""
 
-    low, high = min(values), max(values)
-    every = [m * 10.0**e for e in range(floor(log10(low)) - 1, ceil(log10(high)) + 1) for m in (1, 2, 5)]
-    inside = [tick for tick in every if low / 1.5 <= tick <= high * 1.5]
-    return [tick for tick in inside if f"{tick:e}".startswith("1.0")] if len(inside) > 8 else inside
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Round ticks for a logarithmic axis: the sparsest steps of `TICKS` that put four or more within the range of values."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return []
+    low, high = min(positive), max(positive)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for steps in TICKS:
+        every = [step * 10.0**power for power in powers for step in steps]
+        if sum(low <= tick <= high for tick in every) >= 4:
+            break
+    return [tick for tick in every if low / 1.2 <= tick <= high * 1.2]
 
 
 def sparse(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Layouts: quality against latency with budgets and front, costs of everything that was looked at, and the strips."""
+"""Layouts: quality against latency with budgets and front, and the costs of everything that was looked at."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reports.figures.chart import ACCENT, BAD, INK, MUTED, Chart, Figure, Table, View, axis, layout, line_shape, note, sparse
-from reports.rows import Cell, DesignRow, Report
-from reports.text import listed, metric_name, metric_unit, millions, percent, plain, plural, with_unit
+from reports.rows import DesignRow, Report
+from reports.text import count, listed, metric_name, metric_unit, millions, percent, plain, plural, with_unit
 
 MEMORY_SCALE = [
     [0.0, "var(--scale-0)"],
@@ -16,7 +16,6 @@ MEMORY_SCALE = [
     [0.75, "var(--scale-3)"],
     [1.0, "var(--scale-4)"],
 ]
-STRIPS = 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +132,7 @@ def designs_chart(report: Report) -> Chart | None:
         caption=caption,
         summary=_summary(infos[0]) if infos else _costs_summary(costs),
         views=tuple(views),
-        height=430,
+        height=400,
         wide=True,
         table=_table(report),
     )
@@ -180,13 +179,14 @@ def plot(info: ParetoInfo, report: Report) -> Figure:
     if info.chosen is not None:
         data.append(_chosen(info.chosen, sparse(info.chosen.latency_ms), sparse(quality.value(info.chosen) or 0.0)))
     everything = (*info.over_budget, *info.feasible)
-    better = "higher" if quality.larger_is_better else "lower, further up,"
-    shapes, notes, span = _budget_line([row.latency_ms for row in everything], info.latency_limit, unit, "x")
+    shapes, notes, span = _budget_line(
+        [row.latency_ms for row in everything], [row.latency_ms for row in info.feasible], info.latency_limit, unit, "x"
+    )
     return {
         "data": data,
         "layout": layout(
             xaxis=axis(f"{metric_name(report.latency_metric).capitalize()}, {unit} (predicted)", range=span),
-            yaxis=axis(f"{quality.label} ({better} is better)", tickformat=quality.tickformat, **_quality_range(everything, quality)),
+            yaxis=axis(f"{quality.label} (up is better)", tickformat=quality.tickformat, **_quality_range(everything, quality)),
             shapes=shapes,
             annotations=notes,
         ),
@@ -204,10 +204,15 @@ def plot_costs(info: CostsInfo, report: Report) -> Figure:
             data.append(_points(rows, report, None, name=name, marker=marker))
     if info.chosen is not None:
         data.append(_chosen(info.chosen, sparse(info.chosen.latency_ms), sparse(info.chosen.memory_mb)))
-    everything = (*info.over_budget, *info.feasible, *info.trained)
+    inside = (*info.feasible, *info.trained)
+    everything = (*info.over_budget, *inside)
     unit = metric_unit(report.latency_metric)
-    across, across_notes, x_span = _budget_line([row.latency_ms for row in everything], info.latency_limit, unit, "x")
-    upright, upright_notes, y_span = _budget_line([row.memory_mb for row in everything], info.memory_limit, "MB", "y")
+    across, across_notes, x_span = _budget_line(
+        [row.latency_ms for row in everything], [row.latency_ms for row in (*info.feasible, *info.trained)], info.latency_limit, unit, "x"
+    )
+    upright, upright_notes, y_span = _budget_line(
+        [row.memory_mb for row in everything], [row.memory_mb for row in (*info.feasible, *info.trained)], info.memory_limit, "MB", "y"
+    )
     return {
         "data": data,
         "layout": layout(
@@ -217,67 +222,6 @@ def plot_costs(info: CostsInfo, report: Report) -> Figure:
             annotations=[*across_notes, *upright_notes],
         ),
     }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Strip:
-    """One layout as a row of cells."""
-
-    title: str
-    details: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    chosen: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StripsInfo:
-    strips: tuple[Strip, ...]
-    """Fastest first."""
-    left_out: int
-    widest_ffn: int
-    longest_label: int
-    legend: tuple[Cell, ...]
-    """One cell of every operator that occurs."""
-
-
-def strips_info(report: Report) -> StripsInfo | None:
-    """The chosen layout, the front, and layouts with a name to compare them with; else the trained ones, else nothing."""
-    chosen = [row for row in report.designs if row.chosen]
-    front = [row for row in report.designs if row.on_front and not row.chosen]
-    named = [row for row in report.designs if row.label and not row.on_front and not row.chosen]
-    found = [*chosen, *front, *named] or [row for row in report.designs if row.trained]
-    if not found:
-        return None
-    shown = sorted(found[:STRIPS], key=lambda row: row.latency_ms)
-    legend = {(cell.family, cell.label): cell for row in shown for cell in row.cells}
-    unit = metric_unit(report.latency_metric)
-    return StripsInfo(
-        strips=tuple(
-            Strip(
-                title=with_unit(row.latency_ms, unit),
-                details=tuple(_strip_details(row)),
-                cells=row.cells,
-                chosen=row.chosen,
-            )
-            for row in shown
-        ),
-        left_out=len(found) - len(shown),
-        widest_ffn=max(cell.ffn for row in shown for cell in row.cells),
-        longest_label=max(len(cell.label) for row in shown for cell in row.cells),
-        legend=tuple(legend[key] for key in sorted(legend)),
-    )
-
-
-def _strip_details(row: DesignRow) -> list[str]:
-    words = [row.label] if row.label else []
-    words.append(f"{millions(row.parameters)}, {len(row.cells)} × {row.hidden_size}")
-    if row.text_bits_per_byte is not None:
-        words.append(f"{row.text_bits_per_byte:.2f} bits/byte")
-    if row.recall_accuracy is not None:
-        words.append("recall solved" if row.recall_solved else f"recall {percent(row.recall_accuracy, 0)}")
-    if not row.feasible:
-        words.append("over budget")
-    return words
 
 
 def _limit(report: Report, metric: str) -> float | None:
@@ -353,31 +297,53 @@ def _chosen(row: DesignRow, x: float, y: float) -> Figure:
     }
 
 
-def _budget_line(values: Sequence[float], limit: float | None, unit: str, side: str) -> tuple[list[Figure], list[Figure], list[float]]:
-    """The line of a budget with its label, and the axis' range, wide enough for both unless the budget is far away."""
+def _budget_line(
+    values: Sequence[float], feasible: Sequence[float], limit: float | None, unit: str, side: str
+) -> tuple[list[Figure], list[Figure], list[float]]:
+    """The line of a budget with its label, and the axis' range.
+
+    The range holds what is feasible and the budget. Layouts far over it stay outside rather than squeeze the others; a note tells of them.
+    """
     low, high = min(values), max(values)
-    if limit is not None and low / 1.5 <= limit <= high * 1.5:
+    near = limit is not None and low / 1.5 <= limit <= high * 1.5
+    if limit is not None and near:
         low, high = min(low, limit), max(high, limit)
-        pad = (high - low or abs(high) or 1.0) * 0.06
-        span = [sparse(low - pad), sparse(high + pad)]
-        text = f"budget {with_unit(limit, unit)}"
-        if side == "x":
-            left = limit > (span[0] + span[1]) / 2
-            label = note(
-                text, x=limit, y=0.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left", font={"size": 11, "color": BAD}
-            )
-            return [line_shape(x=limit)], [label], span
-        label = note(text, y=limit, x=0.005, xref="paper", xanchor="left", yanchor="bottom", font={"size": 11, "color": BAD})
-        return [line_shape(y=limit)], [label], span
+    wanted = max((*feasible, limit or 0.0)) if feasible else high
+    outside = 0
+    if low + 2 * (wanted - low) < high and wanted > low:
+        high = low + 1.35 * (wanted - low)
+        outside = sum(value > high for value in values)
     pad = (high - low or abs(high) or 1.0) * 0.06
     span = [sparse(low - pad), sparse(high + pad)]
+    notes: list[Figure] = []
+    if outside:
+        place = {"x": 0.995, "xanchor": "right", "y": 0.995, "yanchor": "top", "yshift": 0 if side == "x" else -18}
+        said = f"{count(outside)} over budget lie further {'right' if side == 'x' else 'up'}, to {with_unit(max(values), unit)}"
+        notes.append(
+            note(said, xref="paper", yref="paper", **place) if side == "x" else note(said, xref="paper", yref="paper", **place, yshift=-18)
+        )
     if limit is None:
-        return [], [], span
-    where = "beyond this axis" if limit > high else "below this axis"
-    at = {"x": 0.99 if limit > high else 0.01, "xanchor": "right" if limit > high else "left", "y": 0.01, "yanchor": "bottom"}
-    if side == "y":
-        at = {"x": 0.005, "xanchor": "left", "y": 0.99 if limit > high else 0.06, "yanchor": "top" if limit > high else "bottom"}
-    return [], [note(f"budget {with_unit(limit, unit)}, {where}", xref="paper", yref="paper", **at)], span
+        return [], notes, span
+    if not near:
+        beyond = limit > high
+        where = "beyond this axis" if beyond else "below this axis"
+        if side == "x":
+            at: Figure = {
+                "x": 0.99 if limit > high else 0.01,
+                "xanchor": "right" if limit > high else "left",
+                "y": 0.01,
+                "yanchor": "bottom",
+            }
+        else:
+            at = {"x": 0.005, "xanchor": "left", "y": 0.99 if beyond else 0.06, "yanchor": "top" if beyond else "bottom"}
+        return [], [*notes, note(f"budget {with_unit(limit, unit)}, {where}", xref="paper", yref="paper", **at)], span
+    label: Figure = {"text": f"budget {with_unit(limit, unit)}", "font": {"size": 11, "color": BAD}}
+    if side == "x":
+        toward = "right" if limit > (span[0] + span[1]) / 2 else "left"
+        notes.append(note(**label, x=limit, y=0.01, yref="paper", yanchor="bottom", xanchor=toward))
+        return [line_shape(x=limit)], notes, span
+    notes.append(note(**label, y=limit, x=0.005, xref="paper", xanchor="left", yanchor="bottom"))
+    return [line_shape(y=limit)], notes, span
 
 
 def _quality_range(rows: Sequence[DesignRow], quality: Quality) -> Figure:

@@ -46,6 +46,7 @@ def memory_chart(report: Report, palette: Palette) -> Chart | None:
         title="Memory by context",
         caption=f"Peak of the whole process for {whose}, predicted part by part; {said}.",
         summary=_summary(info),
+        height=360,
         views=(View(label="Memory", figure=plot(info, palette)),),
         table=Table(
             caption="Peak memory by part",
@@ -120,4 +121,7 @@ def _summary(info: MemoryInfo) -> str:
     if measured is not None:
         words += f", {with_unit(measured, 'MB')} measured ({signed_percent(info.totals[last] / measured - 1)})"
     largest = max(info.parts, key=lambda part: info.parts[part][last])
+    if info.budget is not None:
+        over = (info.totals[last] if measured is None else measured) > info.budget
+        words += f", {'over' if over else 'within'} the budget of {with_unit(info.budget, 'MB')}"
     return f"{words}; the largest part is {largest}."

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.figures.chart import Chart, Figure, Table, View, axis, layout, log_ticks, sparse
+from reports.figures.chart import Chart, Figure, Table, View, axis, layout, log_axis, sparse
 from reports.palette import Palette
 from reports.rows import OperatorCost, Phase, Report
-from reports.text import count, listed, natural_key, plain, plural, short_count, significant, span, with_unit
+from reports.text import count, listed, natural_key, plain, plural, short_count, span, with_unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,12 +104,11 @@ def plot(view: OperatorView, phase: Phase, palette: Palette) -> Figure:
         return plot_bars(view, at[0], palette)
     data = [_band(curve, palette) for curve in view.curves] + [_line(curve, palette) for curve in view.curves]
     values = [y for curve in view.curves for y in (*curve.low_ms, *curve.high_ms)]
-    ticks = log_ticks(values)
     return {
         "data": data,
         "layout": layout(
             xaxis=axis("Context, tokens", type="log", tickvals=at, ticktext=[short_count(x) for x in at]),
-            yaxis=axis("Time per block, ms", type="log", tickvals=ticks, ticktext=[significant(tick, 1) for tick in ticks]),
+            yaxis=log_axis("Time per block, ms", values),
         ),
     }
 
@@ -125,7 +124,7 @@ def _band(curve: Curve, palette: Palette) -> Figure:
         "mode": "lines",
         "hoverinfo": "skip",
         "showlegend": False,
-        "legendgroup": plain(curve.operator),
+        "name": plain(curve.operator),
     }
 
 
@@ -135,7 +134,6 @@ def _line(curve: Curve, palette: Palette) -> Figure:
     return {
         "type": "scatter",
         "name": name,
-        "legendgroup": name,
         "x": list(curve.at),
         "y": [sparse(y) for y in curve.median_ms],
         "customdata": [[with_unit(value, "ms") for value in interval] for interval in intervals],

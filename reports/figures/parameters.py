@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from reports.figures.chart import INK, Chart, Figure, Table, View, axis, layout, sparse
+from reports.figures.chart import INK, MUTED, Chart, Figure, Table, View, axis, layout, sparse
 from reports.palette import Palette
 from reports.rows import Report
 from reports.text import count, millions, percent, plain
@@ -70,7 +71,7 @@ def parameters_chart(report: Report, palette: Palette) -> Chart | None:
         ),
         summary=f"{first}From {percent(least.embedding_share)} ({least.model}) to {percent(most.embedding_share)} ({most.model}).",
         views=(View(label="Parameters", figure=plot(info, palette)),),
-        height=max(220, 100 + 34 * len(info.models)),
+        height=90 + 36 * len(info.models),
         wide=True,
         table=Table(
             caption="Parameters by part",
@@ -92,10 +93,7 @@ def parameters_chart(report: Report, palette: Palette) -> Chart | None:
 
 
 def plot(info: ParametersInfo, palette: Palette) -> Figure:
-    names = [
-        f"<b>{plain(model.model)}</b><br>{millions(model.total)}" if model.own else f"{plain(model.model)}<br>{millions(model.total)}"
-        for model in info.models
-    ]
+    names = [_name(model) for model in info.models]
     data: list[Figure] = [
         {
             "type": "bar",
@@ -112,20 +110,34 @@ def plot(info: ParametersInfo, palette: Palette) -> Figure:
     return {
         "data": data,
         "layout": layout(
-            xaxis=axis("Share of parameters", tickformat=".0%", range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1]),
+            xaxis=axis("Share of parameters", tickformat=".0%", range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75, 1]),
             yaxis=axis(autorange="reversed", type="category", tickfont={"size": 11, "color": INK}, showgrid=False),
             barmode="stack",
             bargap=0.3,
+            margin={"l": 8, "r": 74, "t": 22, "b": 8},
             annotations=[
-                {
-                    "x": 1.01,
-                    "y": name,
-                    "xanchor": "left",
-                    "text": percent(model.embedding_share),
-                    "showarrow": False,
-                    "font": {"size": 11, "color": INK},
-                }
-                for name, model in zip(names, info.models, strict=True)
+                _beside("embeddings", y=1, yref="paper", yanchor="bottom", color=MUTED),
+                *(_beside(percent(model.embedding_share), y=name) for name, model in zip(names, info.models, strict=True)),
             ],
         ),
+    }
+
+
+def _name(model: ModelParameters) -> str:
+    """Name and total on two lines, so that a phone has room for the bars; a remark in brackets goes to the second."""
+    name, bracket, remark = plain(model.model).partition(" (")
+    return f"{f'<b>{name}</b>' if model.own else name}<br>{millions(model.total)}{bracket}{remark}"
+
+
+def _beside(text: str, *, color: str = INK, **place: Any) -> Figure:
+    """A text to the right of the plot."""
+    return {
+        "x": 1,
+        "xref": "paper",
+        "xanchor": "left",
+        "xshift": 6,
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 11, "color": color},
+        **place,
     }

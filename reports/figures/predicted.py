@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.figures.chart import ACCENT, GRID, INK, MUTED, Chart, Figure, Table, View, axis, layout, log_ticks, sparse
+from reports.figures.chart import ACCENT, INK, MUTED, Chart, Figure, Table, View, axis, layout, log_axis, sparse
 from reports.rows import PredictedRow, Report
 from reports.text import listed, plain, plural, signed_percent, significant, with_unit, workload_name
 
@@ -87,7 +88,6 @@ def predicted_chart(report: Report) -> Chart | None:
         ),
         summary=_summary(info),
         views=tuple(views),
-        height=max(220, 90 + 30 * len(info.compared)),
         wide=True,
         table=_table(report),
     )
@@ -96,99 +96,111 @@ def predicted_chart(report: Report) -> Chart | None:
 def plot_errors(info: PredictedInfo) -> Figure:
     """Signed error in per cent, one row a workload; zero is the measured median."""
     rows = info.compared
-    names = _names(rows)
-    data: list[Figure] = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "measured p95",
-            "x": [None if row.p95 is None else sparse((row.p95 / row.measured - 1) * 100) for row in rows],
-            "y": names,
-            "marker": {"symbol": "line-ns-open", "size": 13, "color": MUTED, "line": {"width": 2, "color": MUTED}},
-            "customdata": [with_unit(row.p95, row.unit) for row in rows],
-            "hovertemplate": "measured p95: %{customdata} (%{x:+.1f} %)<extra></extra>",
-        },
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "predicted, with interval",
-            "x": [sparse(row.error * 100) for row in rows],
-            "y": names,
-            "error_x": {
-                "type": "data",
-                "symmetric": False,
-                "array": [sparse((row.high - row.predicted) / row.measured * 100) for row in rows],
-                "arrayminus": [sparse((row.predicted - row.low) / row.measured * 100) for row in rows],
-                "color": ACCENT,
-                "thickness": 2,
-                "width": 5,
-            },
-            "marker": {"size": 10, "color": ACCENT},
-            "customdata": [
-                [with_unit(row.predicted, row.unit), with_unit(row.measured, row.unit), signed_percent(row.error)] for row in rows
-            ],
-            "hovertemplate": "predicted %{customdata[0]}, measured %{customdata[1]}<br>error %{customdata[2]}<extra></extra>",
-        },
-    ]
-    if all(row.p95 is None for row in rows):
-        data = data[1:]
-    return {
-        "data": data,
-        "layout": layout(
-            xaxis=axis("Predicted ÷ measured − 1", ticksuffix=" %", zeroline=True, zerolinecolor=INK, zerolinewidth=1.5),
-            yaxis=axis(autorange="reversed", type="category", tickfont={"size": 11, "color": INK}, gridcolor=GRID),
-        ),
-    }
+    places, yaxis, height = _places(rows)
+    data: list[Figure] = []
+    if any(row.p95 is not None for row in rows):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "measured p95",
+                "x": [None if row.p95 is None else sparse((row.p95 / row.measured - 1) * 100) for row in rows],
+                "y": places,
+                "marker": {"symbol": "line-ns-open", "size": 12, "color": MUTED, "line": {"width": 2, "color": MUTED}},
+                "customdata": [with_unit(row.p95, row.unit) for row in rows],
+                "hovertemplate": "measured p95: %{customdata} (%{x:+.1f} %)<extra></extra>",
+            }
+        )
+    data.append(
+        _predictions(
+            rows,
+            places,
+            middle=[row.error * 100 for row in rows],
+            above=[(row.high - row.predicted) / row.measured * 100 for row in rows],
+            below=[(row.predicted - row.low) / row.measured * 100 for row in rows],
+        )
+    )
+    xaxis = axis("Predicted ÷ measured − 1", ticksuffix=" %", zeroline=True, zerolinecolor=INK, zerolinewidth=1.5)
+    return {"data": data, "layout": layout(xaxis=xaxis, yaxis=yaxis, height=height)}
 
 
 def plot(info: PredictedInfo) -> Figure:
     """Milliseconds on a logarithmic axis: measured median as a ring, prediction as a dot with its interval."""
     rows = info.times
-    names = _names(rows)
-    ticks = log_ticks([value for row in rows for value in (row.low, row.high, row.measured, row.p95 or row.measured) if value > 0])
+    places, yaxis, height = _places(rows)
+    measured = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "measured median",
+        "x": [sparse(row.measured) for row in rows],
+        "y": places,
+        "marker": {"symbol": "circle-open", "size": 15, "color": INK, "line": {"width": 2, "color": INK}},
+        "customdata": [[with_unit(row.measured, "ms"), with_unit(row.p95, "ms")] for row in rows],
+        "hovertemplate": "measured %{customdata[0]}, p95 %{customdata[1]}<extra></extra>",
+    }
+    predicted = _predictions(
+        rows,
+        places,
+        middle=[row.predicted for row in rows],
+        above=[row.high - row.predicted for row in rows],
+        below=[row.predicted - row.low for row in rows],
+    )
+    xaxis = log_axis("Milliseconds", [value for row in rows for value in (row.low, row.high, row.measured)])
+    return {"data": [measured, predicted], "layout": layout(xaxis=xaxis, yaxis=yaxis, height=height)}
+
+
+def _predictions(rows: Sequence[Compared], places: list[int], *, middle: list[float], above: list[float], below: list[float]) -> Figure:
     return {
-        "data": [
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "measured median",
-                "x": [sparse(row.measured) for row in rows],
-                "y": names,
-                "marker": {"symbol": "circle-open", "size": 14, "color": INK, "line": {"width": 2, "color": INK}},
-                "customdata": [[with_unit(row.measured, "ms"), with_unit(row.p95, "ms")] for row in rows],
-                "hovertemplate": "measured %{customdata[0]}, p95 %{customdata[1]}<extra></extra>",
-            },
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "predicted, with interval",
-                "x": [sparse(row.predicted) for row in rows],
-                "y": names,
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [sparse(row.high - row.predicted) for row in rows],
-                    "arrayminus": [sparse(row.predicted - row.low) for row in rows],
-                    "color": ACCENT,
-                    "thickness": 2,
-                    "width": 5,
-                },
-                "marker": {"size": 8, "color": ACCENT},
-                "customdata": [[with_unit(row.predicted, "ms"), with_unit(row.low, "ms"), with_unit(row.high, "ms")] for row in rows],
-                "hovertemplate": "predicted %{customdata[0]} (%{customdata[1]} – %{customdata[2]})<extra></extra>",
-            },
+        "type": "scatter",
+        "mode": "markers",
+        "name": "predicted, with interval",
+        "x": [sparse(value) for value in middle],
+        "y": places,
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [sparse(value) for value in above],
+            "arrayminus": [sparse(value) for value in below],
+            "color": ACCENT,
+            "thickness": 2,
+            "width": 5,
+        },
+        "marker": {"size": 9, "color": ACCENT},
+        "customdata": [
+            [
+                with_unit(row.predicted, row.unit),
+                with_unit(row.low, row.unit),
+                with_unit(row.high, row.unit),
+                with_unit(row.measured, row.unit),
+            ]
+            for row in rows
         ],
-        "layout": layout(
-            xaxis=axis("Milliseconds", type="log", tickvals=ticks, ticktext=[significant(tick, 1) for tick in ticks]),
-            yaxis=axis(autorange="reversed", type="category", tickfont={"size": 11, "color": INK}),
+        "text": [signed_percent(row.error) for row in rows],
+        "hovertemplate": (
+            "predicted %{customdata[0]} (%{customdata[1]} – %{customdata[2]})<br>measured %{customdata[3]}, error %{text}<extra></extra>"
         ),
     }
 
 
-def _names(rows: tuple[Compared, ...]) -> list[str]:
-    """A label per row, told apart by the model when there are several; two lines, so that a phone has room for the plot."""
-    several = len({row.model for row in rows}) > 1
-    return [f"{plain(row.model)}<br>{workload_name(row.workload)}" if several else workload_name(row.workload) for row in rows]
+def _places(rows: Sequence[Compared]) -> tuple[list[int], Figure, int]:
+    """Where each row stands from the top, the axis that names them, and the figure's height; every model has a heading."""
+    places: list[int] = []
+    names: list[str] = []
+    model = None
+    for row in rows:
+        if row.model != model:
+            model = row.model
+            names.append(f"<b>{plain(row.model)}</b>")
+        places.append(len(names))
+        names.append(workload_name(row.workload))
+    yaxis = axis(
+        range=[len(names) - 0.4, -0.6],
+        tickvals=list(range(len(names))),
+        ticktext=names,
+        tickfont={"size": 11, "color": INK},
+        showgrid=False,
+    )
+    return places, yaxis, 76 + 23 * len(names)
 
 
 def _summary(info: PredictedInfo) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports.figures.chart import MUTED, Chart, Figure, Table, View, axis, layout, log_ticks, sparse
+from reports.figures.chart import MUTED, Chart, Figure, Table, View, layout, log_axis, sparse
 from reports.palette import Palette, operator_of
 from reports.rows import Report, RooflinePoint
 from reports.text import plain, significant
@@ -105,13 +105,10 @@ def plot(info: RooflineInfo, palette: Palette) -> Figure:
         )
     xs = [value for point in info.points for value in (point.intensity,)] + [x for x, _ in info.roof]
     ys = [point.gflops for point in info.points] + [y for _, y in info.roof]
-    x_ticks, y_ticks = log_ticks(xs), log_ticks(ys)
     return {
         "data": data,
         "layout": layout(
-            xaxis=axis(
-                "FLOP per byte  (● decode  ◆ prefill)", type="log", tickvals=x_ticks, ticktext=[significant(tick, 1) for tick in x_ticks]
-            ),
-            yaxis=axis("GFLOP/s", type="log", tickvals=y_ticks, ticktext=[significant(tick, 1) for tick in y_ticks]),
+            xaxis=log_axis("FLOP per byte  (● decode  ◆ prefill)", xs),
+            yaxis=log_axis("GFLOP/s", ys),
         ),
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.figures.chart import MUTED, Chart, Figure, Table, View, axis, layout, log_ticks, note, sparse
+from reports.figures.chart import MUTED, Chart, Figure, Table, View, axis, layout, log_axis, note, sparse
 from reports.palette import Palette, operator_of
 from reports.rows import Report
-from reports.text import count, plain, significant, span, with_unit, workload_name
+from reports.text import count, plain, span, with_unit, workload_name
 
 POINTS = 160
 """Points of one curve. More is not seen."""
@@ -86,7 +86,6 @@ def samples_chart(report: Report, palette: Palette) -> Chart | None:
 
 def plot(info: SamplesInfo, palette: Palette) -> Figure:
     values = [x for d in info.distributions for x in (d.milliseconds[0], d.milliseconds[-1])]
-    ticks = log_ticks(values)
     return {
         "data": [
             {
@@ -101,8 +100,8 @@ def plot(info: SamplesInfo, palette: Palette) -> Figure:
             for d in info.distributions
         ],
         "layout": layout(
-            xaxis=axis("Time per block, ms", type="log", tickvals=ticks, ticktext=[significant(tick, 1) for tick in ticks]),
-            yaxis=axis("Share of samples", tickformat=".0%", range=[0, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1]),
+            xaxis=log_axis("Time per block, ms", values),
+            yaxis=axis("Share of samples", tickformat=".0%", range=[0, 1.07], tickvals=[0, 0.25, 0.5, 0.75, 1]),
             shapes=[
                 {
                     "type": "line",
@@ -115,12 +114,15 @@ def plot(info: SamplesInfo, palette: Palette) -> Figure:
                 }
                 for mark in MARKS
             ],
-            annotations=[
-                note(f"p{mark * 100:.0f}", xref="paper", x=1, xanchor="right", y=mark, yanchor="top", font={"size": 10, "color": MUTED})
-                for mark in MARKS
-            ],
+            annotations=[_mark(mark) for mark in MARKS],
         ),
     }
+
+
+def _mark(mark: float) -> Figure:
+    """ "p90" at the right end of its line: below it, but p99 above, so that the two keep apart."""
+    side = "bottom" if mark > 0.9 else "top"
+    return note(f"p{mark * 100:.0f}", xref="paper", x=1, xanchor="right", y=mark, yanchor=side, font={"size": 10, "color": MUTED})
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

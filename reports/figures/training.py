@@ -60,7 +60,7 @@ def training_chart(report: Report) -> Chart | None:
         ),
         summary=_summary(info),
         views=(View(label="Loss", figure=plot(info)),),
-        height=400,
+        height=360,
         table=Table(
             caption="Held-out text",
             header=("Tokens trained on", "Bits per byte"),

@@ -33,23 +33,71 @@
     return value;
   };
   const shown = {};
+  const hidden = {};
   const draw = (chart) => {
     const key = chart.dataset.chart;
     const figure = resolved(figures[key][shown[key] || 0], getComputedStyle(root));
     const layout = figure.layout;
     const narrow = chart.clientWidth < 520;
+    if (layout.height) chart.style.height = `${layout.height}px`;
     layout.autosize = true;
     layout.dragmode = touch ? false : "zoom";
     if (narrow) {
       layout.margin = { ...layout.margin, l: 2, r: layout.margin.r > 40 ? layout.margin.r : 6 };
-      layout.legend.font.size = 10.5;
       for (const trace of figure.data) {
         const bar = trace.marker && trace.marker.colorbar;
         if (bar) Object.assign(bar, { orientation: "h", y: -0.2, yanchor: "top", x: 0.5, len: 1, thickness: 8, title: { ...bar.title, side: "bottom" } });
       }
     }
+    for (const trace of figure.data) if (hidden[key] && hidden[key].has(trace.name)) trace.visible = false;
     chart.drawnAt = chart.clientWidth;
+    legend(chart, figure.data);
     return Plotly.react(chart, figure.data, layout, { displayModeBar: false, displaylogo: false, doubleClick: "reset" });
+  };
+
+  // -- legends: plotly's own take the room of the plot on a phone -------------------------------------------------------
+  const shapes = {
+    circle: '<circle cx="9" cy="6" r="4.5"/>',
+    diamond: '<path d="M9 1l5 5-5 5-5-5z"/>',
+    "line-ns": '<path d="M9 0v12"/>',
+    square: '<rect x="4" y="1" width="10" height="10" rx="2"/>',
+    line: '<path d="M0 6h18"/>',
+  };
+  const swatch = (trace) => {
+    const marker = trace.marker || {};
+    const lines = (trace.mode || "").includes("lines");
+    const symbol = Array.isArray(marker.symbol) ? marker.symbol[0] : marker.symbol || "circle";
+    const shape = trace.type === "bar" ? "square" : lines ? "line" : symbol.replace("-open", "");
+    const open = shape === "line" || shape === "line-ns" || symbol.endsWith("-open");
+    let color = lines ? trace.line.color : marker.color;
+    if (Array.isArray(color)) color = getComputedStyle(root).getPropertyValue("--scale-2").trim();
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 18 12");
+    svg.setAttribute("aria-hidden", "true");
+    svg.innerHTML = shapes[shape] || shapes.circle;
+    svg.style.cssText = `fill:${open ? "none" : color};stroke:${color};stroke-width:${open ? 2 : 0};opacity:${marker.opacity || 1}`;
+    return svg;
+  };
+  const legend = (chart, traces) => {
+    const key = chart.dataset.chart;
+    const place = document.querySelector(`[data-legend="${key}"]`);
+    const named = traces.filter((trace) => trace.name && trace.showlegend !== false);
+    place.replaceChildren(...(named.length < 2 ? [] : named).map((trace) => {
+      const entry = document.createElement("button");
+      const text = document.createElement("span");
+      const decode = document.createElement("textarea");  // names carry entities, which plotly reads as it does here
+      decode.innerHTML = trace.name;
+      text.textContent = decode.value;
+      entry.type = "button";
+      entry.setAttribute("aria-pressed", String(trace.visible !== false));
+      entry.append(swatch(trace), text);
+      entry.addEventListener("click", () => {
+        const off = (hidden[key] ||= new Set());
+        if (!off.delete(trace.name)) off.add(trace.name);
+        drawSafely(chart);
+      });
+      return entry;
+    }));
   };
   const drawSafely = async (chart) => {
     try {
