@@ -151,7 +151,9 @@ def run(
     Raises:
         ArchsearchError, OperatorError, DeviceError: a stage failed; the report of what there is has been written by then.
     """
-    Space.read(space_path)  # complaints about the space first; and nothing is written before the devices are known to be there
+    # Complaints first, before anything is written, and not an hour later.
+    for missing in (source for source in Space.read(space_path).train.data if not Path(source).exists()):
+        raise InputError(f"{space_path}: train.data: {missing}: no such file or folder, seen from {Path.cwd()}")
     devices = {device_id: open_device(device_id) for device_id in device_ids}
     space = claim(run_dir, space_path)
     first = device_ids[0]

@@ -67,7 +67,7 @@ class SearchSettings(_Strict):
     """`trials` candidates are trained; each for at most `recall_steps` and `text_steps` steps."""
 
     trials: Positive = 16
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     recall_steps: Positive = 400
     text_steps: Positive = 300
 
@@ -184,6 +184,8 @@ class Space:
             if len(set(choices)) < len(choices):
                 repeated = next(choice for choice in choices if list(choices).count(choice) > 1)
                 raise FileFormatError(path, where, f"{repeated} is given twice; remove one")
+        if self.train.minutes is not None and self.train.tokens is not None:
+            raise FileFormatError(path, "train", "minutes and tokens exclude each other; remove one")
         for budget in self.budgets:
             if budget.metric.kind == "memory_mb" and not self.decode:
                 raise FileFormatError(

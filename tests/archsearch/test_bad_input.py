@@ -96,6 +96,8 @@ WRONG_SPACES = {
     "negative budget": ("5.0", "-5.0", "budgets", "must be a positive number"),
     "budget of text": ("5.0", '"fast"', "budgets.decode_ms@32", "number"),
     "no operators": ("[[operators]]", "[[operator]]", "operator", "unknown key"),
+    "negative seed": ("[budgets]", "[search]\nseed = -1\n[budgets]", "search.seed", "greater than or equal to 0"),
+    "minutes and tokens": ("[budgets]", "[train]\nminutes = 1\ntokens = 5\n[budgets]", "train", "exclude each other"),
     "broken TOML": ("[model]", "[model", None, "not valid TOML"),
 }
 
@@ -147,6 +149,14 @@ def test_the_run_of_another_space(command: str, space: Path, tmp_path: Path, cal
     assert f"{run}: holds the run of another space" in ended.error
     assert "choose another --run" in ended.error
     assert (run / "space.toml").read_text() == other
+
+
+def test_missing_text_is_told_before_anything_is_measured(space: Path, tmp_path: Path, call: Call) -> None:
+    space.write_text(SPACE + '\n[train]\ndata = ["nowhere.txt"]\n')
+    ended = call("run", space, "--run", tmp_path / "run")
+    assert ended.status == 2
+    assert ended.error.startswith(f"error: {space}: train.data: nowhere.txt: no such file or folder")
+    assert not (tmp_path / "run").exists()
 
 
 # -- budgets, devices, options -----------------------------------------------------------------------------------------------
