@@ -123,7 +123,7 @@ def designs_chart(report: Report) -> Chart | None:
         + (
             "Orange: the best quality at or below each latency. Ring: the chosen layout."
             if infos
-            else "No layout was trained, so there is no quality to show."
+            else "The quality of none of them was measured."
         )
     )
     return Chart(

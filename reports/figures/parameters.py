@@ -116,7 +116,7 @@ def plot(info: ParametersInfo, palette: Palette) -> Figure:
             bargap=0.3,
             margin={"l": 8, "r": 74, "t": 22, "b": 8},
             annotations=[
-                _beside("embeddings", y=1, yref="paper", yanchor="bottom", color=MUTED),
+                _beside("embedding", y=1, yref="paper", yanchor="bottom", color=MUTED),
                 *(_beside(percent(model.embedding_share), y=name) for name, model in zip(names, info.models, strict=True)),
             ],
         ),

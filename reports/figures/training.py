@@ -8,8 +8,8 @@ from reports.figures.chart import ACCENT, Chart, Figure, Table, View, axis, layo
 from reports.rows import Report
 from reports.text import count, significant
 
-SMOOTHING = 0.9
-"""Weight of the past in the line through the batches' losses (exponential, started without bias)."""
+WINDOW = 9
+"""Logged steps in the moving average."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +36,13 @@ def training_info(report: Report) -> TrainingInfo | None:
     )
 
 
-def smoothed(values: tuple[float, ...], weight: float = SMOOTHING) -> tuple[float, ...]:
-    """Exponential moving average, corrected for its start (Kingma and Ba 2015, section 3)."""
-    out: list[float] = []
-    mean = 0.0
-    for at, value in enumerate(values, start=1):
-        mean = weight * mean + (1 - weight) * value
-        out.append(mean / (1 - weight**at))
+def smoothed(values: tuple[float, ...], window: int = WINDOW) -> tuple[float, ...]:
+    """Centred moving average, which does not lag behind as a running one does; narrower and still centred at both ends."""
+    out = []
+    for at in range(len(values)):
+        reach = min(window // 2, at, len(values) - 1 - at)
+        near = values[at - reach : at + reach + 1]
+        out.append(sum(near) / len(near))
     return tuple(out)
 
 
@@ -55,7 +55,8 @@ def training_chart(report: Report) -> Chart | None:
         key="training",
         title="Training",
         caption=(
-            "Loss of the batches in nats per token (thin: as logged; thick: moving average), and of held-out text in bits per byte. "
+            "Loss of the batches in nats per token (thin: as logged; thick: centred moving average), "
+            "and of held-out text in bits per byte. "
             f"{facts}."
         ),
         summary=_summary(info),
@@ -96,6 +97,7 @@ def plot(info: TrainingInfo) -> Figure:
                 "yaxis": "y2" if both else "y",
                 "line": {"color": ACCENT, "width": 2},
                 "marker": {"size": 7, "color": ACCENT},
+                "cliponaxis": False,
                 "showlegend": False,
                 "hovertemplate": "%{x:,} tokens: %{y:.4f} bits per byte, held out<extra></extra>",
             }
@@ -119,8 +121,9 @@ def plot(info: TrainingInfo) -> Figure:
 def _summary(info: TrainingInfo) -> str:
     words = []
     if info.loss:
-        ends = f"from {significant(info.loss[0])} to {significant(info.smooth[-1])} nats per token"
-        words.append(f"The batches' loss went {ends} over {count(info.tokens[-1])} tokens.")
+        last = info.loss[-WINDOW:]
+        ends = f"from {significant(info.loss[0])} to {significant(sum(last) / len(last))} nats per token"
+        words.append(f"The batches' loss went {ends} (mean of the last {len(last)} logged) over {count(info.tokens[-1])} tokens.")
     if info.held_out:
         words.append(f"Held-out text ends at {info.held_out[-1]:.3f} bits per byte.")
     return " ".join(words)
