@@ -163,7 +163,9 @@ def test_missing_text_is_told_before_anything_is_measured(space: Path, tmp_path:
 
 
 @pytest.mark.parametrize("command", ["search", "run"])
-@pytest.mark.parametrize("budget", ["fast", "decode_ms@4096", "decode_ms@4096<=", "decode_ms@4096<20", "decode_ms<=20", "speed@3<=1", "parameters<=many"])
+@pytest.mark.parametrize(
+    "budget", ["fast", "decode_ms@4096", "decode_ms@4096<=", "decode_ms@4096<20", "decode_ms<=20", "speed@3<=1", "parameters<=many"]
+)
 def test_budgets_that_do_not_parse(budget: str, command: str, space: Path, tmp_path: Path, call: Call) -> None:
     run = tmp_path / "run"
     ended = call(command, space, "--run", run, "--budget", budget)
@@ -262,7 +264,9 @@ def test_a_file_that_is_no_model(tmp_path: Path, call: Call) -> None:
 
 # -- databases ----------------------------------------------------------------------------------------------------------------
 
-INFO = DeviceInfo(device_id="local", name="m", fingerprint="f" * 16, system="s", cpu="c", cores=2, memory_bytes=2**30, runtime="onnxruntime 1")
+INFO = DeviceInfo(
+    device_id="local", name="m", fingerprint="f" * 16, system="s", cpu="c", cores=2, memory_bytes=2**30, runtime="onnxruntime 1"
+)
 
 
 def make_database(path: Path, count: int = 400, *, device_id: str = "local") -> None:

@@ -148,7 +148,14 @@ def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["devices"], ["spec", str(LFM2)], ["spec", str(LFM2), "--to", "hf"], ["predict", str(LFM2), "--run", "run"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["devices"],
+        ["spec", str(LFM2)],
+        ["spec", str(LFM2), "--to", "hf"],
+        ["predict", str(LFM2), "--run", "run"],
+    ],
     ids=lambda arguments: " ".join(Path(word).name for word in arguments),
 )
 def test_torch_is_not_imported_by_what_must_answer_at_once(arguments: list[str], tmp_path: Path) -> None:
@@ -201,14 +208,16 @@ def measurements_of_all_blocks(run: Path) -> None:
                 runtime="r",
                 planned=1,
             )
-            store.add_round(key, "s", 0, RoundResult(case_id=key, round=0, wall_ns=(1_000_000,) * 3, cpu_ns=None, before=state, after=state))
+            result = RoundResult(case_id=key, round=0, wall_ns=(1_000_000,) * 3, cpu_ns=None, before=state, after=state)
+            store.add_round(key, "s", 0, result)
 
 
 # -- figures for people ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(None, "-"), (0.123456, "0.123"), (1.0, "1"), (12.345, "12.3"), (999.4, "999"), (1234.5, "1,234"), (98765.4, "98,765")]
+    ("value", "shown"),
+    [(None, "-"), (0.123456, "0.123"), (1.0, "1"), (12.345, "12.3"), (999.4, "999"), (1234.5, "1,234"), (98765.4, "98,765")],
 )
 def test_milliseconds(value: float | None, shown: str) -> None:
     assert milliseconds(value) == shown
