@@ -25,6 +25,7 @@ from archsearch.workload import Workload
 from devices.base import Device, DeviceInfo
 from devices.plan import Case, Failed, Loaded, MemoryResult, RoundResult, RunPlan, Started
 from operators.graph import GraphInfo, check_blocks, random_weights, read_info
+from operators.graph.check import DECODE, probe_length
 from operators.specs import BlockSpec, GraphError, ModelDims, Precision
 
 MAX_COPIES = 12
@@ -147,7 +148,7 @@ class _Profile:
             )
 
     def _write(self, subject: Subject, precision: Precision) -> bool:
-        directory, max_context = self.run_dir / "models", self.space.max_context + 1
+        directory, max_context = self.run_dir / "models", self.space.positions
         known = set(directory.glob("*/model.onnx")) if directory.exists() else set()
         path = write_subject(subject, directory, precision=precision, max_context=max_context)
         self.models[subject, precision] = path, read_info(path)
@@ -163,7 +164,8 @@ class _Profile:
 
         names = [WeightSpec(name=f"layers.0.{w.name}", shape=w.shape, linear=w.linear) for w in block_weights(block, dims)]
         try:
-            check_blocks(path, (block,), dims, random_weights(names, 0), precision=precision)
+            prefill = min(probe_length((block,)), self.space.positions - DECODE)
+            check_blocks(path, (block,), dims, random_weights(names, 0), precision=precision, prefill=prefill)
         except GraphError:
             # What does not compute its operator must not be timed, also not by the next run that finds the file.
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -179,7 +179,7 @@ def run(
     yield StageEvent(stage="check")
     for point in _to_check(result):
         named = replace(point.spec, name=f"layout {point.spec.spec_id[:6]}")
-        target = spec_target(named, [space.precision], run_dir / "models", max_context=space.max_context + 1)
+        target = spec_target(named, [space.precision], run_dir / "models", max_context=space.positions)
         for device_id, device in devices.items():
             yield from _bench("check", target, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=1)
 
@@ -257,7 +257,7 @@ def _export(space: Space, run_dir: Path) -> Iterator[StageEvent]:
     if done.exists() and done.stat().st_mtime > (checkpoint / "model.safetensors").stat().st_mtime:
         return
     shutil.rmtree(out, ignore_errors=True)
-    report = export_onnx(checkpoint, out, space.precision, max_context=space.max_context + 1, held_out=held_out_tokens(space, checkpoint))
+    report = export_onnx(checkpoint, out, space.precision, max_context=space.positions, held_out=held_out_tokens(space, checkpoint))
     yield StageEvent(stage="export", event=report)
 
 

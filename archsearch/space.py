@@ -18,6 +18,7 @@ from archsearch.spec import ArchSpec, from_pydantic, operator_to_dict, parse_ffn
 from archsearch.workload import Workload
 from operators.specs import BlockSpec, FfnSpec, ModelDims, OperatorSpec, Precision
 
+LEAST_POSITIONS = 128
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -222,6 +223,11 @@ class Space:
     def max_context(self) -> int:
         """Most positions that any workload needs."""
         return max(workload.cache for workload in self.workloads())
+
+    @property
+    def positions(self) -> int:
+        """Positions that graphs are written for: all workloads, and room for the check of their outputs."""
+        return max(self.max_context + 1, LEAST_POSITIONS)
 
     def workloads(self, precision: Precision | None = None, threads: int | None = None) -> tuple[Workload, ...]:
         """All workloads, or those of one precision and thread count."""

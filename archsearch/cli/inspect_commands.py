@@ -101,7 +101,7 @@ def print_document(document: dict[str, Any]) -> None:
     for row in document["workloads"]:
         what = f"decode@{row['context']}" if row["phase"] == "decode" else f"prefill@{row['tokens']}"
         setting = f"{row['precision']}, {row['threads']}T" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
-        cells = [what, setting, milliseconds(row["predicted_ms"]), interval(row["low_ms"], row["high_ms"])]
+        cells = [what, setting, milliseconds(row["predicted_ms"]), interval(row["predicted_ms"], row["low_ms"], row["high_ms"])]
         if measured:
             cells += [
                 milliseconds(row["measured_ms"]),

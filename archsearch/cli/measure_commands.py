@@ -76,7 +76,8 @@ def print_profile(run: Path, device_id: str, space: Any, done: int, failures: li
             for workload in workloads:
                 try:
                     estimate = costs.block(block, dims, workload)
-                    cells.append(f"{milliseconds(estimate.value)} ({interval(estimate.low, estimate.high)})")
+                    spread = interval(estimate.value, estimate.low, estimate.high)
+                    cells.append(f"{milliseconds(estimate.value)} {spread}".rstrip())
                 except MissingMeasurement:
                     cells.append("failed")
             rows.append(cells)

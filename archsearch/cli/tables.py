@@ -30,8 +30,11 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{milliseconds(low)}-{milliseconds(high)}"
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """An interval as distances from its value: "-3/+5 %"; empty where there is none (a single round tells of no spread)."""
+    if not value or low is None or high is None or low == high:
+        return ""
+    return f"-{100 * (1 - low / value):.0f}/+{100 * (high / value - 1):.0f} %"
 
 
 def count(value: float) -> str:

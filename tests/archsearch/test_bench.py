@@ -41,7 +41,7 @@ def table_of(run_dir: Path) -> CostTable:
 
 def test_a_model_is_measured_beside_its_prediction_and_its_parts(run_dir: Path, space: Space) -> None:
     spec = space.spec(space.blocks, name="both")
-    target = spec_target(spec, ["int4"], run_dir / "models", max_context=space.max_context + 1)
+    target = spec_target(spec, ["int4"], run_dir / "models", max_context=space.positions)
     result = BenchResult()
     options = {"run_dir": run_dir, "table": table_of(run_dir), "passes": 1, "rounds": 2, "min_time_ms": 3.0}
     events = list(bench(target, open_device("local"), space.workloads(), result=result, **options))  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_a_model_that_crashes_says_so(tmp_path: Path, space: Space) -> None:
 
 def test_an_onnx_file_tells_its_spec_and_precision(run_dir: Path, space: Space) -> None:
     spec = space.spec(space.blocks, name="both")
-    target = spec_target(spec, ["int4"], run_dir / "models", max_context=space.max_context + 1)
+    target = spec_target(spec, ["int4"], run_dir / "models", max_context=space.positions)
     read = onnx_target(target.files["int4"])
     assert list(read.files) == ["int4"]
     assert read.spec is not None
