@@ -7,6 +7,7 @@ Per-layer choices make samplers two to three times slower to find the same front
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,20 @@ class DesignSpace:
 
     def design(self, params: Mapping[str, Any]) -> Design:
         return Design(**{name: params[name] for name in Design.__slots__})
+
+    @property
+    def size(self) -> int:
+        """Number of designs; of layouts there are fewer, for several designs may say the same."""
+        return math.prod(len(values) for values in self._values().values())
+
+    def all(self) -> Iterator[Design]:
+        values = self._values()
+        return (self.design(dict(zip(values, point, strict=True))) for point in itertools.product(*values.values()))
+
+    def _values(self) -> dict[str, list[Any]]:
+        return {
+            name: list(d.choices) if hasattr(d, "choices") else list(range(d.low, d.high + 1)) for name, d in self.distributions().items()
+        }
 
     def random(self, generator: random.Random) -> Design:
         space, n = self.space, len(self.space.operators)

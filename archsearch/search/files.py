@@ -35,7 +35,7 @@ def write_results(result: SearchResult, searcher: Searcher) -> Path:
             "seed": searcher.seed,
             "budgets": [str(budget) for budget in searcher.budgets],
             "evidence": point.evidence(),
-            "predicted": {name: float(f"{value:.6g}") for name, value in point.costs.values.items()},
+            "predicted": {name: round(value, 6) for name, value in point.costs.values.items()},
             "quality": point.quality.to_dict(),
         }
         return replace(point.spec, name=name, origin=origin)

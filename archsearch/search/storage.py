@@ -9,8 +9,6 @@ from typing import Any
 
 from archsearch.errors import StoreError
 
-HEARTBEAT_S, GRACE_S = 30, 90
-
 
 def study_url(run_dir: Path, storage: str | None) -> str:
     """The URL that was given, else the run directory's own file."""
@@ -37,7 +35,7 @@ def open_storage(url: str) -> Any:
         if url.startswith("redis"):
             return optuna.storages.get_storage(url)
         if not url.startswith("sqlite"):
-            return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
+            return optuna.storages.RDBStorage(url)
         if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})

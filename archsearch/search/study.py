@@ -124,16 +124,18 @@ class Searcher:
         return self.model.costs(spec)
 
     def inner(self) -> list[InnerDesign]:
-        """Baselines, random designs and the layout nearest to the budgets, with predicted costs; the same for the same seed.
+        """Baselines, designs and the layout nearest to the budgets, with predicted costs; the same for the same seed.
 
+        Where there are more than `INNER_SAMPLES` designs, as many at random.
         Where the budgets leave little room, layouts that use it to the full in various directions too.
         """
         generator = random.Random(self.seed)
-        found: dict[str, InnerDesign] = {}
+        found: dict[tuple[Any, ...], InnerDesign] = {}
 
         def add(spec: ArchSpec, design: Design, label: str = "") -> None:
-            if spec.spec_id not in found:
-                found[spec.spec_id] = InnerDesign(design=design, spec=spec, costs=self.costs(spec), label=label)
+            key = (spec.hidden_size, spec.layers)
+            if key not in found:
+                found[key] = InnerDesign(design=design, spec=spec, costs=self.costs(spec), label=label)
 
         done: set[str] = set()
         for label, design in self.designs.baselines():
@@ -145,8 +147,8 @@ class Searcher:
             if label not in done:  # over budget at every size: the largest is shown
                 done.add(label)
                 add(self.designs.spec(design), design, label)
-        for _ in range(INNER_SAMPLES):
-            design = self.designs.random(generator)
+        few = self.designs.size <= INNER_SAMPLES
+        for design in self.designs.all() if few else (self.designs.random(generator) for _ in range(INNER_SAMPLES)):
             add(self.designs.spec(design), design)
         nearest, costs = self.model.nearest()
         add(nearest, self.designs.nearest(nearest))
@@ -369,7 +371,8 @@ class Searcher:
         if nearest is not None and not nearest.costs.feasible:
             return SearchResult(feasible=False, unreachable=unreachable(self.space, self.model, nearest.costs), nearest=nearest.spec)
         latency, memory = str(self.latency), str(self.memory)
-        return SearchResult(feasible=True, front=pareto_front(self.points, latency, memory), best=choose(self.points, latency))
+        front = pareto_front(self.points, latency, memory)
+        return SearchResult(feasible=True, front=front, best=choose(front, latency))
 
 
 def _kinds(entry: InnerDesign) -> frozenset[Any]:
