@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from archsearch.errors import RunError
 
@@ -30,6 +32,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written: {error.strerror}; free some space or choose another place") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that one of our commands wrote.
+
+    Raises:
+        RunError: it cannot be read, or is not JSON any more.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged, not JSON ({error}); remove it, and the command that wrote it makes it anew") from error
 
 
 def _umask() -> int:

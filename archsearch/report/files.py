@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from archsearch.files import read_json
 from archsearch.predict import CostTable
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
@@ -43,7 +43,7 @@ class RunFiles:
     @cached_property
     def search(self) -> dict[str, Any] | None:
         path = self.run_dir / "search.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     @cached_property
     def device(self) -> str:
@@ -62,12 +62,12 @@ class RunFiles:
 
     @cached_property
     def benches(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.run_dir / "bench").glob("*.json"))]
+        return [read_json(path) for path in sorted((self.run_dir / "bench").glob("*.json"))]
 
     def limit(self, name: str) -> float | None:
         """A limit of the search's device, bytes or operations a second; None where it was not measured."""
         path = self.run_dir / "limits.json"
-        found = json.loads(path.read_text()).get(self.device, []) if path.exists() else []
+        found = read_json(path).get(self.device, []) if path.exists() else []
         return next((entry["per_second"] for entry in found if entry["limit"] == name), None)
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from archsearch.budget import known_models, parameter_budget
 from archsearch.errors import MissingMeasurement
+from archsearch.files import read_json
 from archsearch.predict import MB
 from archsearch.report.files import RunFiles, trained_measurements
 from archsearch.spec import ArchSpec
@@ -99,7 +99,7 @@ def training(run: RunFiles) -> Training | None:
     started = [event for event in events if event["event"] == "started"]
     finished = [event for event in events if event["event"] == "finished"]
     keep = max(1, len(steps) // 400)
-    samples = json.loads((out / "samples.json").read_text()) if (out / "samples.json").exists() else []
+    samples = read_json(out / "samples.json") if (out / "samples.json").exists() else []
     facts = {}
     if started:
         plan = started[-1]["plan"]
@@ -131,7 +131,7 @@ def parity(run: RunFiles) -> Parity | None:
     path = run.run_dir / "export" / "export.json"
     if run.chosen is None or not path.exists():
         return None
-    document = json.loads(path.read_text())
+    document = read_json(path)
     parity = document.get("parity", document)
     facts = {"same next token as torch": f"{parity['greedy_agreement']:.1%}"}
     quality = parity.get("quality") or {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from archsearch.errors import RunError
-from archsearch.files import write_atomic
+from archsearch.files import read_json, write_atomic
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path: Path) -> None:
@@ -62,3 +62,18 @@ def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         write_atomic(tmp_path / "file" / "below", "x")
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"\xff\xfe"])
+def test_damaged_json(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "search.json"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"search\.json: is damaged, not JSON .*; remove it"):
+        read_json(path)
+    write_atomic(path, '{"a": [1, null]}')
+    assert read_json(path) == {"a": [1, None]}
+
+
+def test_json_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nothing\.json: cannot be read: No such file"):
+        read_json(tmp_path / "nothing.json")

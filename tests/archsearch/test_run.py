@@ -246,6 +246,17 @@ def test_report(copy: Path, tmp_path: Path, call: Callable[..., Outcome]) -> Non
     assert ended.document == {"report": str(out), "bytes": out.stat().st_size}
 
 
+@pytest.mark.parametrize("name", ["search.json", "export/export.json", "study.db"])
+def test_damaged_results_are_named(name: str, copy: Path, space: Path, tmp_path: Path, call: Callable[..., Outcome]) -> None:
+    path = copy / name
+    path.write_bytes(b"\x00damaged" * 200)
+    ended = call("search", space, "--run", copy) if name == "study.db" else call("report", "--run", copy, "--out", tmp_path / "page.html")
+    assert ended.status == 1
+    assert str(path) in ended.error
+    assert any(way in ended.error for way in ("remove it", "move it away"))
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_merge_twice_adds_nothing(copy: Path, tmp_path: Path, call: Callable[..., Outcome]) -> None:
     into = tmp_path / "all.db"
     first = call("merge", into, copy / "measurements.db", "--json")
