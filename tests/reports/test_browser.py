@@ -1,0 +1,314 @@
+"""The page in a real headless Chromium, opened from a file: drawn, quiet, nothing loaded, nothing clipped, light, dark, narrow, printed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.page import render
+from reports.rows import Report
+from tests.reports.sample import sample_report
+from tests.reports.test_page import poisoned
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": WIDE, "color_scheme": "light"},
+    "dark": {"viewport": WIDE, "color_scheme": "dark"},
+    "narrow": {"viewport": NARROW, "color_scheme": "light", "has_touch": True, "is_mobile": True},
+    "narrow dark": {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"},
+}
+CHARTS = ["designs", "predicted", "decode", "prefill", "samples", "roofline", "memory", "training", "parameters"]
+
+
+@dataclass
+class Opened:
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def run(self, script: str, argument: Any = None) -> Any:
+        return self.page.evaluate(script, argument)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium, or name one in CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return sample_report()
+
+
+@pytest.fixture(scope="module")
+def path(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report with spaces.html"
+    path.write_text(render(report), encoding="utf-8")
+    return path
+
+
+def visit(browser: Any, path: Path, **settings: Any) -> Opened:
+    """Open a file with the network cut off and everything that it says or asks for written down."""
+    before = settings.pop("before", None)
+    context = browser.new_context(offline=True, **settings)
+    opened = Opened(page=context.new_page())
+    opened.page.on("request", lambda request: opened.requests.append(request.url))
+    opened.page.on("console", lambda message: opened.complaints.append(f"{message.type}: {message.text}"))
+    opened.page.on("pageerror", lambda error: opened.complaints.append(f"error: {error}"))
+    if before:
+        opened.page.add_init_script(before)
+    opened.page.goto(path.as_uri())
+    opened.page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    return opened
+
+
+DRAWN = """() => [...document.querySelectorAll(".chart")].map((chart) => {
+    const svg = chart.querySelector("svg.main-svg");
+    const plot = chart.querySelector(".cartesianlayer .plot");
+    const box = plot ? plot.getBoundingClientRect() : {width: 0, height: 0};
+    return {
+        key: chart.dataset.chart, failed: !!chart.querySelector(".failed"), svg: !!svg,
+        width: svg ? svg.getBoundingClientRect().width : 0, height: svg ? svg.getBoundingClientRect().height : 0,
+        plotWidth: box.width, plotHeight: box.height,
+        marks: chart.querySelectorAll(".cartesianlayer path, .cartesianlayer .point").length,
+        room: chart.getBoundingClientRect().width,
+    };
+})"""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_chart_is_drawn_and_nothing_else_happens(browser: Any, path: Path, name: str) -> None:
+    opened = visit(browser, path, **SETTINGS[name])
+    assert opened.requests == [path.as_uri()], "the page asked for something else"
+    assert opened.complaints == []
+    drawn = opened.run(DRAWN)
+    assert [chart["key"] for chart in drawn] == CHARTS
+    for chart in drawn:
+        assert chart["svg"], chart
+        assert not chart["failed"], chart
+        assert abs(chart["width"] - chart["room"]) <= 2, chart
+        assert chart["plotWidth"] > 80, chart
+        assert chart["plotHeight"] > 60, chart
+        assert chart["marks"] >= 1, chart
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nothing_overflows_or_is_clipped(browser: Any, path: Path, name: str) -> None:
+    opened = visit(browser, path, **SETTINGS[name])
+    opened.run("() => document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    found = opened.run(
+        """() => {
+            const wrong = [];
+            const page = document.documentElement;
+            if (page.scrollWidth > page.clientWidth) wrong.push(`page: ${page.scrollWidth} > ${page.clientWidth}`);
+            const scrolls = (element) => element.closest(".scroll, pre.command");
+            for (const element of document.querySelectorAll("main *")) {
+                if (element.closest(".chart") || scrolls(element) || element.closest("caption, option, select")) continue;
+                const box = element.getBoundingClientRect();
+                if (box.width && (box.right > page.clientWidth + 0.5 || box.left < -0.5)) wrong.push(`${element.tagName}.${element.className} leaves the page`);
+                const clips = getComputedStyle(element).overflowX === "hidden";
+                if (element.children.length === 0 && element.textContent.trim() && element.scrollWidth > element.clientWidth + 1 && element.clientWidth)
+                    wrong.push(`${clips ? "clipped" : "spills"}: ${element.tagName}.${element.className} ${element.textContent.slice(0, 40)}`);
+            }
+            return wrong;
+        }"""
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_cells_and_cards_keep_apart(browser: Any, path: Path, name: str) -> None:
+    opened = visit(browser, path, **SETTINGS[name])
+    found = opened.run(
+        """() => {
+            const wrong = [];
+            const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5;
+            for (const group of [...document.querySelectorAll(".cells"), document.querySelector(".cards"), document.querySelector(".grid"), document.querySelector(".legend.still")]) {
+                const boxes = [...group.children].map((child) => child.getBoundingClientRect());
+                boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => { if (over(a, b)) wrong.push(`overlap in ${group.className}`); }));
+            }
+            let smallest = 100;
+            for (const cell of document.querySelectorAll(".cell")) {
+                const text = document.createRange();
+                text.selectNodeContents(cell);
+                const inner = text.getBoundingClientRect(), outer = cell.getBoundingClientRect();
+                if (inner.width > outer.width + 0.5 || inner.height > outer.height + 0.5) wrong.push(`cell too small for ${cell.textContent}`);
+                smallest = Math.min(smallest, parseFloat(getComputedStyle(cell).fontSize));
+            }
+            if (smallest < 9) wrong.push(`labels of ${smallest} px`);
+            return wrong;
+        }"""
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["light", "narrow"])
+def test_labels_within_charts_keep_apart(browser: Any, path: Path, name: str) -> None:
+    """Ticks of one axis do not overlap, and no text leaves its chart."""
+    opened = visit(browser, path, **SETTINGS[name])
+    found = opened.run(
+        """() => {
+            const wrong = [];
+            const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
+            for (const chart of document.querySelectorAll(".chart")) {
+                const frame = chart.getBoundingClientRect();
+                for (const text of chart.querySelectorAll("svg text")) {
+                    const box = text.getBoundingClientRect();
+                    if (box.width && (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1))
+                        wrong.push(`${chart.dataset.chart}: "${text.textContent}" leaves the chart`);
+                }
+                for (const group of [".xtick", ".ytick", ".x2tick", ".y2tick"]) {
+                    const ticks = [...chart.querySelectorAll(group + " text")].filter((text) => !(text.getAttribute("transform") || "").match(/rotate\\(-?[1-9]/));
+                    ticks.forEach((a, i) => ticks.slice(i + 1).forEach((b) => {
+                        if (over(a.getBoundingClientRect(), b.getBoundingClientRect())) wrong.push(`${chart.dataset.chart}: ticks "${a.textContent}" and "${b.textContent}"`);
+                    }));
+                }
+            }
+            return wrong;
+        }"""
+    )
+    assert found == []
+
+
+BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
+INK = """() => getComputedStyle(document.querySelector('.chart .xtick text')).fill"""
+
+
+def test_theme_follows_the_system_and_the_button_and_is_remembered(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, **SETTINGS["light"])
+    light, ink = opened.run(BACKGROUND), opened.run(INK)
+    opened.page.emulate_media(color_scheme="dark")
+    dark = opened.run(BACKGROUND)
+    assert dark != light
+    opened.page.emulate_media(color_scheme="light")
+    opened.page.click("#theme")
+    opened.page.wait_for_timeout(500)
+    assert opened.run(BACKGROUND) == dark
+    assert opened.run(INK) != ink, "the charts kept their colours"
+    assert opened.page.text_content("#theme") == "Light"
+    opened.page.reload()
+    opened.page.wait_for_selector("html[data-drawn]", state="attached")
+    assert opened.run(BACKGROUND) == dark, "the choice was forgotten"
+    opened.page.click("#theme")
+    assert opened.run(BACKGROUND) == light
+    assert opened.complaints == []
+
+
+def test_closed_storage_does_no_harm(browser: Any, path: Path) -> None:
+    """Some browsers refuse localStorage to files."""
+    deny = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied', 'SecurityError'); } });"
+    opened = visit(browser, path, before=deny, **SETTINGS["light"])
+    light = opened.run(BACKGROUND)
+    opened.page.click("#theme")
+    assert opened.run(BACKGROUND) != light
+    assert opened.complaints == []
+
+
+def test_views_can_be_chosen_and_series_switched_off(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, **SETTINGS["light"])
+    for select in opened.page.query_selector_all("select.view"):
+        key = select.get_attribute("data-for")
+        for option in select.query_selector_all("option"):
+            select.select_option(option.get_attribute("value"))
+            opened.page.wait_for_timeout(60)
+            assert opened.run(f"() => !!document.querySelector('[data-chart={key}] .cartesianlayer .plot path')"), (
+                key,
+                option.text_content(),
+            )
+    count = "() => document.querySelectorAll('[data-chart=samples] .scatterlayer .trace').length"
+    before = opened.run(count)
+    entry = opened.page.query_selector("[data-legend=samples] button")
+    entry.click()
+    opened.page.wait_for_timeout(200)
+    assert opened.run(count) == before - 1
+    assert opened.page.get_attribute("[data-legend=samples] button", "aria-pressed") == "false"
+    opened.page.click("[data-legend=samples] button")
+    opened.page.wait_for_timeout(200)
+    assert opened.run(count) == before
+    assert opened.complaints == []
+
+
+def test_turning_the_phone_draws_again(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, **SETTINGS["light"])
+    opened.page.set_viewport_size(NARROW)
+    opened.page.wait_for_timeout(1500)
+    assert all(abs(chart["width"] - chart["room"]) <= 2 for chart in opened.run(DRAWN))
+    assert opened.run("() => document.documentElement.scrollWidth") <= NARROW["width"]
+
+
+def test_hostile_names_do_nothing_but_show(browser: Any, report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "hostile.html"
+    path.write_text(render(poisoned(report)), encoding="utf-8")
+    fired = "window.fired = 0; window.alert = () => { window.fired += 1; };"
+    opened = visit(browser, path, before=fired, **SETTINGS["light"])
+    assert opened.run("() => window.fired") == 0
+    assert opened.requests == [path.as_uri()]
+    assert opened.complaints == []
+    assert opened.run("() => document.querySelectorAll('main img, main script').length") == 0
+
+
+def test_old_browsers_get_words_in_place_of_charts(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, before="delete window.DecompressionStream;", **SETTINGS["light"])
+    assert "too old" in opened.page.text_content("#notice")
+    assert opened.page.is_visible("#notice")
+    assert opened.run("() => [...document.querySelectorAll('.chart')].every((chart) => chart.clientHeight === 0)")
+    assert opened.complaints == []
+
+
+def test_without_javascript_the_numbers_are_there(browser: Any, path: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, offline=True, viewport=WIDE)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert page.is_visible("noscript")
+    assert "Charts need JavaScript" in (page.text_content("noscript") or "")
+    assert page.is_visible("section[aria-labelledby=budgets-title] table")
+    context.close()
+
+
+def test_partial_reports_draw_what_they_have(browser: Any, report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "profiled.html"
+    profiled = replace(
+        Report(title="only profiled", subtitle=""),
+        operators=report.operators,
+        samples=report.samples,
+        devices=report.devices,
+        series=report.series,
+    )
+    path.write_text(render(profiled), encoding="utf-8")
+    opened = visit(browser, path, **SETTINGS["narrow"])
+    assert [chart["key"] for chart in opened.run(DRAWN)] == ["decode", "prefill", "samples"]
+    assert opened.complaints == []
+
+
+def test_it_prints_on_white(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, **SETTINGS["dark"])
+    assert opened.page.pdf(format="A4").startswith(b"%PDF")
+    opened.page.emulate_media(media="print")
+    assert opened.run("() => getComputedStyle(document.querySelector('.card')).backgroundColor") == "rgb(255, 255, 255)"
+    assert opened.complaints == []

@@ -1,0 +1,254 @@
+"""The infos behind the figures, and that what is plotted is valid plotly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from reports.figures import charts
+from reports.figures.chart import log_ticks
+from reports.figures.designs import QUALITIES, costs_info, front_of, pareto_info
+from reports.figures.memory import memory_info
+from reports.figures.operators import operators_info
+from reports.figures.parameters import parameters_info
+from reports.figures.predicted import plot_errors, predicted_info
+from reports.figures.roofline import roofline_info
+from reports.figures.samples import POINTS, samples_info
+from reports.figures.strips import STRIPS, strips_info
+from reports.figures.training import smoothed, training_info
+from reports.palette import DARK, LIGHT, contrast, ink_on, palette_of
+from reports.rows import Cell, DesignRow, PredictedRow, Report, Samples
+from reports.tables import budgets_table, series_table, unknown_conditions
+from reports.text import metric_name, millions, natural_key, short_count, signed_percent, significant, tick_text, with_unit
+from tests.reports.sample import sample_report
+
+TEXT, RECALL = QUALITIES
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return sample_report()
+
+
+def design(latency: float, bits: float | None = None, *, solved: bool | None = None, feasible: bool = True, **more: object) -> DesignRow:
+    row = DesignRow(
+        spec_id=f"{latency}-{bits}",
+        pattern="conv3 x1",
+        cells=(Cell(label="conv3", family="conv", ffn=512),),
+        hidden_size=64,
+        parameters=1e6,
+        latency_ms=latency,
+        memory_mb=100 + latency,
+        feasible=feasible,
+        trained=bits is not None,
+        recall_accuracy=None if solved is None else float(solved),
+        recall_solved=solved,
+        text_bits_per_byte=bits,
+    )
+    return replace(row, **more)  # type: ignore[arg-type]
+
+
+def test_operators_are_grouped_by_setting_and_ffn_widest_first(report: Report) -> None:
+    info = operators_info(report, "decode")
+    assert info is not None
+    assert [view.ffn for view in info.views] == [4608, 2560]
+    assert [curve.operator for curve in info.views[0].curves] == ["conv3", "conv7", "gla4", "swa256", "swa1024", "gqa4", "gqa8", "rwkv"]
+    conv3 = info.views[0].curves[0]
+    rows = sorted((r for r in report.operators if r.label == "conv3/4608" and r.phase == "decode"), key=lambda row: row.context)
+    assert conv3.at == tuple(row.context for row in rows)
+    assert conv3.median_ms == tuple(row.median_ms for row in rows)
+    assert conv3.low_ms == tuple(row.low_ms for row in rows)
+
+
+def test_settings_that_differ_give_views_of_their_own(report: Report) -> None:
+    other = tuple(replace(row, threads=1, device="adb:PHONE") for row in report.operators)
+    info = operators_info(replace(report, operators=report.operators + other), "decode")
+    assert info is not None
+    assert [(view.setting, view.ffn) for view in info.views] == [
+        ("local, 2 threads", 4608),
+        ("local, 2 threads", 2560),
+        ("adb:PHONE, 1 thread", 4608),
+        ("adb:PHONE, 1 thread", 2560),
+    ]
+    assert all(len(curve.at) == len(set(curve.at)) for view in info.views for curve in view.curves)
+
+
+def test_front_holds_what_nothing_faster_equals() -> None:
+    rows = [design(3, 2.0), design(1, 3.0), design(2, 3.0), design(2.5, 2.5), design(4, 1.9), design(5, 1.9)]
+    assert [(row.latency_ms, row.text_bits_per_byte) for row in front_of(rows, TEXT)] == [(1, 3.0), (2.5, 2.5), (3, 2.0), (4, 1.9)]
+    recall = [design(1, 2.0, recall_accuracy=0.2), design(2, 2.0, recall_accuracy=0.9), design(3, 2.0, recall_accuracy=0.5)]
+    assert [row.latency_ms for row in front_of(recall, RECALL)] == [1, 2]
+
+
+def test_pareto_sets_apart_what_is_over_budget_and_what_does_not_recall() -> None:
+    rows = (
+        design(1, 2.0, solved=False),
+        design(2, 2.5, solved=True),
+        design(3, 2.4, solved=True, chosen=True),
+        design(9, 1.0, solved=True, feasible=False),
+        design(1.5),
+    )
+    info = pareto_info(Report(title="", subtitle="", designs=rows, latency_metric="decode_ms@4096"), TEXT)
+    assert info is not None
+    assert [row.latency_ms for row in info.over_budget] == [9]
+    assert [row.latency_ms for row in info.feasible] == [1, 2, 3]
+    assert [row.latency_ms for row in info.front] == [2, 3], "the front is among those that solve recall"
+    assert info.solved_only
+    assert info.chosen is rows[2]
+    assert info.latency_limit is None
+    assert pareto_info(Report(title="", subtitle="", designs=(design(1.5),)), TEXT) is None
+
+
+def test_costs_show_every_design_once(report: Report) -> None:
+    info = costs_info(report)
+    assert info is not None
+    shown = (*info.over_budget, *info.feasible, *info.trained)
+    assert sorted(row.spec_id for row in shown) == sorted(row.spec_id for row in report.designs)
+    assert (info.latency_limit, info.memory_limit) == (7.0, 360.0)
+
+
+def test_strips_show_chosen_front_and_named_fastest_first(report: Report) -> None:
+    info = strips_info(report)
+    assert info is not None
+    wanted = [row for row in report.designs if row.chosen or row.on_front or row.label]
+    assert len(info.strips) == min(len(wanted), STRIPS)
+    assert [strip.title for strip in info.strips] == [with_unit(ms, "ms") for ms in sorted(row.latency_ms for row in wanted)[:STRIPS]]
+    assert sum(strip.chosen for strip in info.strips) == 1
+    assert info.longest_label == max(len(cell.label) for row in wanted for cell in row.cells)
+    many = replace(report, designs=tuple(replace(row, on_front=True) for row in report.designs))
+    assert (more := strips_info(many)) is not None
+    assert len(more.strips) == STRIPS
+    assert more.left_out == len(report.designs) - STRIPS
+    assert any(strip.chosen for strip in more.strips), "the chosen layout is never left out"
+
+
+def test_error_is_signed_and_rows_with_one_side_are_counted() -> None:
+    common = {"model": "m", "trained": True, "unit": "ms", "low": 9.0, "high": 11.0}
+    rows = (
+        PredictedRow(workload="decode@1024", predicted=10.0, measured=8.0, **common),  # type: ignore[arg-type]
+        PredictedRow(workload="decode@4096", predicted=10.0, measured=10.5, **common),  # type: ignore[arg-type]
+        PredictedRow(workload="prefill@512", predicted=10.0, measured=None, **common),  # type: ignore[arg-type]
+    )
+    info = predicted_info(Report(title="", subtitle="", predicted=rows))
+    assert info is not None
+    assert [row.error for row in info.compared] == pytest.approx([0.25, 10 / 10.5 - 1])
+    assert [row.inside for row in info.compared] == [False, True]
+    assert info.not_compared == 1
+    figure = plot_errors(info)
+    assert figure["data"][0]["x"] == pytest.approx([25.0, -4.7619], abs=1e-3)
+    assert figure["layout"]["yaxis"]["ticktext"] == ["<b>m</b>", "decode at 1,024", "decode at 4,096"]
+    assert figure["data"][0]["y"] == [1, 2]
+
+
+def test_distribution_keeps_extremes_and_quantiles() -> None:
+    values = tuple(float(i) for i in range(1001, 0, -1))
+    row = Samples(label="a/1", family="conv", workload="decode@8", milliseconds=values)
+    (info,) = samples_info(Report(title="", subtitle="", samples=(row,)))
+    (found,) = info.distributions
+    assert found.n == 1001
+    assert len(found.milliseconds) <= POINTS
+    assert (found.milliseconds[0], found.milliseconds[-1]) == (1.0, 1001.0)
+    assert found.share[-1] == 1.0
+    assert (found.p50, found.p90, found.p99) == pytest.approx((501.0, 901.0, 991.0))
+    assert all(share == pytest.approx(ms / 1001) for ms, share in zip(found.milliseconds, found.share, strict=True))
+
+
+def test_memory_stacks_to_the_total(report: Report) -> None:
+    info = memory_info(report)
+    assert info is not None
+    assert info.contexts == tuple(sorted(info.contexts))
+    assert info.totals == pytest.approx([sum(values[at] for values in info.parts.values()) for at in range(len(info.contexts))])
+    assert info.budget == 360.0
+    assert [value is not None for value in info.measured] == [False, True, True, False]
+
+
+def test_parameters_keep_every_part_and_their_order(report: Report) -> None:
+    info = parameters_info(report)
+    assert info is not None
+    assert info.parts[0] == "embedding"
+    assert info.parts[-3:] == ("ffn", "norms", "vision")
+    for model, row in zip(info.models, report.parameters, strict=True):
+        assert model.total == sum(row.parts.values()) == sum(model.counts)
+
+
+@pytest.mark.parametrize(("gbps", "gflops", "points"), [(None, None, 0), (60.0, None, 2), (60.0, 400.0, 3)])
+def test_roof_is_drawn_only_where_measured(report: Report, gbps: float | None, gflops: float | None, points: int) -> None:
+    info = roofline_info(replace(report, roof_gbps=gbps, roof_gflops=gflops))
+    assert info is not None
+    assert len(info.roof) == points
+    for intensity, reached in info.roof:
+        assert reached == pytest.approx(min(intensity * (gbps or 0), gflops or float("inf")))
+
+
+def test_smoothing_keeps_a_straight_line() -> None:
+    line = tuple(10.0 - 0.5 * at for at in range(30))
+    assert smoothed(line) == pytest.approx(line)
+    info = training_info(sample_report())
+    assert info is not None
+    assert len(info.smooth) == len(info.loss) == len(info.tokens)
+
+
+def test_budgets_say_kept_or_missed(report: Report) -> None:
+    table = budgets_table(report)
+    assert table is not None
+    assert {table.rows[line][0] for line, _ in table.bad} == {"Prefill of 512 tokens"}
+    impossible = replace(report, budgets=tuple(replace(row, predicted=None, measured=None, best_reachable=1.0) for row in report.budgets))
+    table = budgets_table(impossible)
+    assert table is not None
+    assert table.header[-1] == "Best reachable by itself"
+    assert not table.bad
+
+
+def test_conditions_leave_out_what_no_process_tells(report: Report) -> None:
+    table = series_table(report)
+    assert table is not None
+    assert "Temperature, °C" not in table.header
+    assert "Clock, MHz" in table.header
+    assert unknown_conditions(report) == ("temperature", "governor")
+    assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_colours_are_shared_and_inks_readable(report: Report) -> None:
+    palette = palette_of(report)
+    assert len(palette.light) == len(palette.dark)
+    shades = {palette.operator(family, label) for family, label in palette.operators}
+    assert len(shades) == len(palette.operators), "two operators share a variable"
+    for colour in {*palette.light, *palette.dark, *(shade for ramps in (LIGHT, DARK) for ramp in ramps.values() for shade in ramp)}:
+        assert contrast(colour, ink_on(colour)) >= 4.5, colour
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_every_figure_is_valid_plotly(report: Report) -> None:
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    drawn = charts(report, palette_of(report))
+    assert set(drawn) == {"decode", "prefill", "samples", "roofline", "designs", "predicted", "memory", "parameters", "training"}
+    for chart in drawn.values():
+        assert chart.views
+        assert chart.summary
+        for view in chart.views:
+            graph_objects.Figure(view.figure)
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([1, 1000], [1, 10, 100, 1000]),
+        ([0.3, 2.5], [0.3, 0.5, 1, 2, 3]),
+        ([0.04, 0.06], [0.05, 0.07]),
+        ([0, -1], []),
+    ],
+)
+def test_log_ticks_are_round(values: list[float], ticks: list[float]) -> None:
+    assert log_ticks(values) == pytest.approx(ticks)
+
+
+def test_numbers_in_words() -> None:
+    assert [significant(x) for x in (0.04564, 12.345, 1234.5, 0, 99.96, float("nan"))] == ["0.0456", "12.3", "1,230", "0", "100", "–"]
+    assert [with_unit(x, "ms") for x in (0.0456, 0.5, None)] == ["45.6 µs", "0.500 ms", "–"]
+    assert [millions(x) for x in (6_168_320, 1_170_340_608)] == ["6.17 M", "1.17 B"]
+    assert [short_count(x) for x in (512, 1000, 1024, 32768)] == ["512", "1,000", "1k", "32k"]
+    assert [tick_text(x) for x in (0.05, 1.5, 1000.0)] == ["0.05", "1.5", "1,000"]
+    assert signed_percent(-0.0571) == "−5.7 %"
+    assert metric_name("decode_ms@4096") == "decode at 4,096 tokens"
+    assert sorted(["swa512", "swa64", "conv7"], key=natural_key) == ["conv7", "swa64", "swa512"]
