@@ -225,8 +225,9 @@ def test_milliseconds(value: float | None, shown: str) -> None:
 
 def test_counts_and_intervals() -> None:
     assert [count(n) for n in (0, 999, 12_345, 1_000_000, 354_483_968, 1_170_000_000)] == ["0", "999", "12,345", "1M", "354M", "1.17B"]
-    assert interval(1.234, 2.345) == "1.23-2.35"
-    assert interval(None, None) == ""
+    assert interval(2.0, 1.5, 2.5) == "-25/+25 %"
+    assert interval(2.0, 2.0, 2.0) == "", "one round tells of no spread"
+    assert interval(None, None, None) == ""
 
 
 def test_a_bar_without_a_terminal_prints_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
