@@ -91,7 +91,8 @@ def show(bar: Bar, event: Any) -> None:
                 bar.say(f"failed: {event.label}: {event.failed}", style="yellow")
             bar.update(event.done, event.total, note=event.label)
         case "SearchEvent":
-            bar.update(event.trained, event.wanted, note=event.pattern, count=f"{event.trained}/{event.wanted} trained")
+            count = f"{event.trained}/{event.wanted} trained"
+            bar.update(event.trained, event.wanted, note=event.pattern, seconds_left=event.seconds_left, count=count)
             if not event.outcome.startswith("over budget"):
                 bar.say(f"{event.trained:>3}  {event.pattern}: {event.outcome}")
         case "Step":

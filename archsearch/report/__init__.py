@@ -8,11 +8,12 @@ from pathlib import Path
 from archsearch.errors import InputError
 from archsearch.report import measured, searched, trained
 from archsearch.report.files import RunFiles
+from archsearch.search.result import TEXT_TIE
 from reports.rows import Report
 
 CHOICE = (
     "Among the trained layouts within the budgets: those that solve recall first, of these the fewest bits per byte of text, "
-    "and among equals (within 0.5 %) the fastest. Quality is that of 64-channel copies, trained for "
+    f"and among equals (within {TEXT_TIE:.1%}) the fastest. Quality is that of 64-channel copies, trained for "
     "seconds: not yet validated at full width."
 )
 

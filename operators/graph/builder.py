@@ -91,8 +91,10 @@ class GraphBuilder:
         """A weight by its full name.
 
         Raises:
-            GraphError: it was not given, or has another shape than the operator says.
+            GraphError: it was not given, or the operator says that it has no such weight, or one of another shape.
         """
+        if name not in self.shapes:
+            raise GraphError(f"{name!r} is none of the weights that its operator names")
         if name not in self.weights:
             raise GraphError(f"no weight {name!r} was given")
         value = np.asarray(self.weights[name], np.float32)
