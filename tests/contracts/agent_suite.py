@@ -287,12 +287,13 @@ class AgentSuite:
     def _host_in_its_own_process(self, case: Case) -> Iterator[subprocess.Popen[str]]:
         script = f"""
 import signal
-from devices.plan import Case, Feed, RoundResult, RunPlan
+from devices.plan import Case, Feed, Loaded, RunPlan
 from pathlib import Path, PosixPath, WindowsPath
 {self.host}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
-for event in device.run(RunPlan(cases=({case!r},), rounds=1000, max_wait_s=0.0, min_time_ns={LONG_NS})):
-    if isinstance(event, RoundResult):
+# The round is so long that an agent which only notices when it next speaks to its host would not notice in time.
+for event in device.run(RunPlan(cases=({case!r},), rounds=1, max_wait_s=0.0, min_time_ns=int(10 * {PATIENCE_S} * 1e9))):
+    if isinstance(event, Loaded):
         print("measuring", flush=True)
 """
         host = subprocess.Popen(
