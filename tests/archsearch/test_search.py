@@ -22,7 +22,7 @@ from search_fakes import DECODE, AnalyticTable, FakeEvaluator, as_evaluator, as_
 
 from archsearch.budgets import Budget, Metric, parse_budget, parse_metric
 from archsearch.errors import MissingMeasurement, RunError, StoreError
-from archsearch.search import DesignSpace, Searcher, SearchEvent, SearchResult, study, write_results
+from archsearch.search import DesignSpace, Searcher, SearchEvent, SearchResult, study, trials_frame, write_results
 from archsearch.search.designs import PLACEMENTS, positions, spread
 from archsearch.search.feasible import CostModel
 from archsearch.search.result import TEXT_TIE, choose
@@ -465,6 +465,23 @@ ONLY_GQA = {
     "operators": [{"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 64}],
     "ffn": {"intermediate_size": 512},
 }
+
+
+def test_every_trial_is_in_the_table_with_its_reason(tmp_path: Path) -> None:
+    space = space_of(layers=[4, 6])
+    values = sorted(searcher_of(tmp_path, space).costs(spec).values["parameters"] for spec in reachable(space).values())
+    searcher = searcher_of(tmp_path, space, [f"parameters<={values[len(values) // 3]}"], trials=6)
+    search(searcher)
+    frame = trials_frame(searcher.url, searcher.study_name)
+    assert list(frame["trial"]) == list(range(len(frame)))
+    trained, refused = frame[frame["state"] == "trained"], frame[frame["state"] == "refused"]
+    assert set(trained["spec_id"]) == {point.spec.spec_id for point in searcher.points}
+    assert trained["reason"].isna().all()
+    assert trained[["parameters", "decode_ms@4096", "text_bits_per_byte", "recall_accuracy"]].notna().all(axis=None)
+    assert refused["reason"].notna().all()
+    assert refused["text_bits_per_byte"].isna().all()
+    with pytest.raises(RunError, match="no search of that space"):
+        trials_frame(searcher.url, "another")
 
 
 # -- storage ------------------------------------------------------------------------------------------------------------------
