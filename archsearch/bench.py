@@ -15,11 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, model_subject, write_subject
+from archsearch.cases import (
+    Subject,
+    block_subject,
+    digest,
+    head_subject,
+    make_case,
+    measurement_key,
+    model_subject,
+    weights_digest,
+    write_subject,
+)
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.errors import InputError, MissingMeasurement, RunError
 from archsearch.predict import MB, CostTable, round_medians
-from archsearch.profile import PREFILL_COPIES
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
@@ -33,9 +42,6 @@ DEFAULT_WORKLOADS = (
     Workload(phase="decode", tokens=1, context=1024),
     Workload(phase="decode", tokens=1, context=4096),
 )
-DRIFT_COPIES = 4
-"""Copies of a block in the chains that are measured again beside the model, at most."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -66,10 +72,11 @@ class BenchResult:
 def spec_target(
     spec: ArchSpec, precisions: Sequence[Precision], directory: Path, *, max_context: int, weights: Mapping[str, np.ndarray] | None = None
 ) -> Target:
-    """A spec with random weights; its speed is that of trained ones."""
+    """A spec with random weights, or with those of a checkpoint; measurements of one do not stand for the other."""
     subject = model_subject(spec)
+    identity = subject.subject_id if weights is None else digest({"model": subject.subject_id, "weights": weights_digest(weights)})
     files = {p: write_subject(subject, directory, precision=p, max_context=max_context, weights=weights) for p in precisions}
-    return Target(name=spec.name, subject_id=subject.subject_id, files=files, spec=spec)
+    return Target(name=spec.name, subject_id=identity, files=files, spec=spec)
 
 
 def onnx_target(path: Path, *, spec: ArchSpec | None = None) -> Target:
@@ -82,8 +89,13 @@ def onnx_target(path: Path, *, spec: ArchSpec | None = None) -> Target:
     precision: Any = info.metadata.get("archsearch.precision", "int4")
     if spec is None:
         spec = spec_of(info, path.stem)
-    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Target(name=spec.name if spec is not None else path.stem, subject_id=content, files={precision: path}, spec=spec)
+    content = hashlib.sha256()
+    for file in (path, path.with_name(path.name + ".data")):  # large weights lie beside the graph
+        if file.exists():
+            with file.open("rb") as opened:
+                content.update(hashlib.file_digest(opened, "sha256").digest())
+    name = spec.name if spec is not None else path.stem
+    return Target(name=name, subject_id=content.hexdigest()[:16], files={precision: path}, spec=spec)
 
 
 def spec_of(info: GraphInfo, name: str) -> ArchSpec | None:
@@ -240,8 +252,7 @@ class _Bench:
         spec = self.target.spec
         if self.table is None or spec is None or self._predicted(workload) is None:
             return []
-        copies = PREFILL_COPIES if workload.phase == "prefill" else min(DRIFT_COPIES, max(2, len(spec.layers)))
-        chains = [block_subject(block, spec.dims, copies) for block in spec.block_counts()]
+        chains = [block_subject(block, spec.dims, self.table.chain_copies(block, spec.dims, workload)) for block in spec.block_counts()]
         return [*chains, head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings)]
 
     def _predicted(self, workload: Workload) -> Any:

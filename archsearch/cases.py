@@ -99,13 +99,14 @@ def write_subject(
     weights: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Path:
-    """The ONNX file of a subject with random weights, from the cache in `directory` where it is there already.
+    """The ONNX file of a subject, with random weights unless some are given, from the cache in `directory` where it is there already.
 
     A file is complete or not there: it is written in a folder of its own that is renamed.
     """
     from operators.graph import write_blocks, write_model
 
-    name = digest({"subject": subject.to_dict(), "precision": precision, "max_context": max_context, "seed": seed})
+    drawn = seed if weights is None else weights_digest(weights)
+    name = digest({"subject": subject.to_dict(), "precision": precision, "max_context": max_context, "weights": drawn})
     folder = directory / name
     path = folder / "model.onnx"
     if path.exists():
@@ -130,6 +131,15 @@ def write_subject(
         if not folder.exists():
             os.replace(target.parent, folder)
     return path
+
+
+def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """Identity of given weights, by name and content."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode())
+        found.update(weights[name].tobytes())
+    return found.hexdigest()[:16]
 
 
 def make_case(case_id: str, path: Path, info: GraphInfo, workload: Workload) -> Case:

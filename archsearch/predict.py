@@ -105,8 +105,9 @@ class CostTable:
 
     def __init__(self, rows: Iterable[Row], *, device: str) -> None:
         self.device = device
-        self.failed = [row for row in rows if row.status == "failed"]
-        usable = [row for row in rows if row.rounds or row.memory]
+        own = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
+        self.failed = [row for row in own if row.status == "failed"]
+        usable = [row for row in own if row.status != "failed" and (row.rounds or row.memory)]
         self._latency: dict[str, list[Row]] = {}
         self._memory: dict[str, list[Row]] = {}
         for row in usable:
@@ -130,7 +131,8 @@ class CostTable:
         if len(infos) > 1:
             names = ", ".join(f"{info['fingerprint']} ({info['cpu']})" for info in infos)
             raise MissingMeasurement(f"{store.path}: several machines are called {device}; name one by its fingerprint: {names}")
-        return cls(store.rows(fingerprint=infos[0]["fingerprint"]), device=device)
+        runtime = infos[0]["runtime"] or ""  # of the latest profile: older versions of the runtime are another machine
+        return cls([row for row in store.rows(fingerprint=infos[0]["fingerprint"]) if row.runtime == runtime], device=device)
 
     @cached_property
     def settings(self) -> tuple[tuple[Precision, int, int], ...]:
@@ -163,7 +165,15 @@ class CostTable:
         rows = self._chains(block, dims, workload)
         grows = any("cache" in state.shape for state in operator_for(block.operator).states(block.operator, dims))
         flops = block_costs(block, dims).flops
-        return self._at(rows, workload, grows=grows, flops=lambda w: flops(tokens=w.tokens, context=w.context))
+        estimate = self._at(rows, workload, grows=grows, flops=lambda w: flops(tokens=w.tokens, context=w.context))
+        longest = max(row.workload.context for row in rows)
+        if workload.phase == "decode" and workload.context > longest and longest + 1 < getattr(block.operator, "window", 0):
+            return replace(estimate, extrapolated=True)  # the window was never full
+        return estimate
+
+    def chain_copies(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> int:
+        """How long the chain is that predictions of the block rest on."""
+        return self._chains(block, dims, workload)[0].copies
 
     def head(self, spec: ArchSpec, workload: Workload) -> Estimate:
         """Embedding, final norm and head, milliseconds."""

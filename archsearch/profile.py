@@ -152,11 +152,12 @@ class _Profile:
         known = set(directory.glob("*/model.onnx")) if directory.exists() else set()
         path = write_subject(subject, directory, precision=precision, max_context=max_context)
         self.models[subject, precision] = path, read_info(path)
-        if path in known:
-            return False
-        if subject.blocks and subject.copies == 1:
+        checked = path.with_name("checked")
+        if subject.blocks and subject.copies == 1 and not checked.exists():
             self._check(subject.blocks[0], subject.dims, path, precision)
-        return True
+            checked.touch()  # a run that is stopped between writing and checking leaves none
+            return True
+        return path not in known
 
     def _check(self, block: BlockSpec, dims: ModelDims, path: Path, precision: Precision) -> None:
         from operators.costs import block_weights
