@@ -16,6 +16,8 @@ from archsearch.store import Store
 from archsearch.workload import Workload
 from devices import open_device
 from devices.plan import RunPlan
+from operators.costs import model_weights
+from operators.graph import random_weights
 from operators.specs import GraphError
 from tests.archsearch.fake_device import FakeDevice
 from tests.archsearch.spaces import small
@@ -137,3 +139,13 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"this is no protobuf" * 100)
     with pytest.raises(GraphError, match=r"noise\.onnx"):
         onnx_target(path)
+
+
+def test_a_checkpoint_is_not_taken_for_its_bare_spec(tmp_path: Path, space: Space) -> None:
+    spec = space.spec(space.blocks)
+    names = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=True)
+    bare = spec_target(spec, ["fp32"], tmp_path, max_context=70)
+    trained = [spec_target(spec, ["fp32"], tmp_path, max_context=70, weights=random_weights(names, seed)) for seed in (1, 2)]
+    targets = [bare, *trained]
+    assert len({target.subject_id for target in targets}) == 3
+    assert len({target.files["fp32"].read_bytes() for target in targets}) == 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Store
 from archsearch.workload import Workload
-from devices.plan import Case
+from devices.base import DeviceInfo
+from devices.plan import Case, Failed
 from operators.costs import block_costs, model_parameters
-from tests.archsearch.fake_device import FakeDevice
+from tests.archsearch.fake_device import INFO, FakeDevice
 from tests.archsearch.spaces import small
 
 
@@ -151,3 +153,26 @@ def test_the_document_has_the_documented_fields(space: Space, table: CostTable) 
     assert all(row["measured_ms"] is None for row in document["workloads"])
     assert [list(row) for row in document["memory"]] == [["context", "predicted_mb", "measured_mb"]] * 2
     assert document["memory"][0]["predicted_mb"] == table.memory(spec, 32).total / MB
+
+
+def test_measurements_of_another_runtime_or_of_failures_do_not_predict(space: Space, tmp_path: Path) -> None:
+    class Newer(FakeDevice):
+        @property
+        def info(self) -> DeviceInfo:
+            return replace(INFO, runtime="onnxruntime 9.9")
+
+    list(profile(space, tmp_path, FakeDevice(lambda case: 1_000_000)))
+    list(profile(space, tmp_path, Newer(lambda case: 9_000_000)))
+    spec = space.spec(space.blocks)
+    with Store(tmp_path / "measurements.db") as store:
+        table = CostTable.load(store)
+        assert table.head(spec, decode(64)).value == 9.0
+        broken = next(
+            row for row in table.rows if row.subject["kind"] == "head" and row.workload == decode(64) and row.purpose == "latency"
+        )
+        store.add_failure(broken.key, Failed(case_id=broken.key, reason="crashed", detail="killed"))
+        with pytest.raises(MissingMeasurement, match=r"embedding\+head was not measured.*crashed: killed"):
+            failed = CostTable(
+                [row for row in store.rows() if row.workload == decode(64) and row.runtime == "onnxruntime 9.9"], device="local"
+            )
+            failed.head(spec, decode(64))

@@ -100,3 +100,21 @@ def test_on_this_machine(tmp_path: Path) -> None:
     assert all(len(row.rounds[0]) >= 3 and row.rounds[0].min() > 0 for row in latency)
     peaks = [row.memory[0] for row in found if row.purpose == "memory"]
     assert all(0 < peak["base_bytes"] < peak["peak_bytes"] for peak in peaks)
+
+
+def test_a_graph_that_was_left_unchecked_is_checked_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Path] = []
+
+    def check(path: Path, *_: object, **__: object) -> float:
+        checked.append(path)
+        if len(checked) == 1:
+            raise KeyboardInterrupt
+        return 0.0
+
+    monkeypatch.setattr("archsearch.profile.check_blocks", check)
+    space = Space.from_dict(small())
+    with pytest.raises(KeyboardInterrupt):
+        list(profile(space, tmp_path, FakeDevice()))
+    list(profile(space, tmp_path, FakeDevice()))
+    assert checked[0] == checked[1]
+    assert len(set(checked)) == len(space.blocks)

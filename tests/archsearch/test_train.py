@@ -235,7 +235,7 @@ def test_ctrl_c_saves(
 
 def test_signals_wait_for_the_end_of_a_block() -> None:
     order = []
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the order within is what is tested
+    with pytest.raises(KeyboardInterrupt):
         with uninterrupted():
             os.kill(os.getpid(), signal.SIGINT)
             order.append("block done")
