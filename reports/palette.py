@@ -15,7 +15,7 @@ Ramp = tuple[str, ...]
 
 LIGHT: dict[str, Ramp] = {
     "conv": ("#6fa5f0", "#3b7ddd", "#1f57ab", "#123a78"),
-    "gla": ("#b18cec", "#8b5fd6", "#6a3db3", "#47257f"),
+    "gla": ("#b18cec", "#8757d2", "#6a3db3", "#47257f"),
     "swa": ("#63c9a4", "#2aa37c", "#13785a", "#0a5240"),
     "gqa": ("#e5b118", "#ec8a2d", "#dc5a3c", "#a92f37"),
 }

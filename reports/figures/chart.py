@@ -114,7 +114,7 @@ TICKS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 5, 7))
 
 def log_ticks(values: Sequence[float]) -> list[float]:
     """Round ticks for a logarithmic axis: the sparsest steps of `TICKS` that put four or more within the range of values."""
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if 0 < value < math.inf]
     if not positive:
         return []
     low, high = min(positive), max(positive)

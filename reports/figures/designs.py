@@ -319,9 +319,7 @@ def _budget_line(
     if outside:
         place = {"x": 0.995, "xanchor": "right", "y": 0.995, "yanchor": "top", "yshift": 0 if side == "x" else -18}
         said = f"{count(outside)} over budget lie further {'right' if side == 'x' else 'up'}, to {with_unit(max(values), unit)}"
-        notes.append(
-            note(said, xref="paper", yref="paper", **place) if side == "x" else note(said, xref="paper", yref="paper", **place, yshift=-18)
-        )
+        notes.append(note(said, xref="paper", yref="paper", **place))
     if limit is None:
         return [], notes, span
     if not near:
