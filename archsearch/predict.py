@@ -7,6 +7,7 @@ Latency adds up: `T(model) = T(embedding + head) + sum over layers of T(block)`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -131,8 +132,10 @@ class CostTable:
         if len(infos) > 1:
             names = ", ".join(f"{info['fingerprint']} ({info['cpu']})" for info in infos)
             raise MissingMeasurement(f"{store.path}: several machines are called {device}; name one by its fingerprint: {names}")
-        runtime = infos[0]["runtime"] or ""  # of the latest profile: older versions of the runtime are another machine
-        return cls([row for row in store.rows(fingerprint=infos[0]["fingerprint"]) if row.runtime == runtime], device=device)
+        rows = store.rows(fingerprint=infos[0]["fingerprint"])
+        # Of the blocks that were planned last: with another version of the runtime, the machine is another machine.
+        profiled = [row.runtime for row in rows if row.purpose == "latency" and row.subject["kind"] != "model"]
+        return cls([row for row in rows if row.runtime in profiled[-1:]], device=device)
 
     @cached_property
     def settings(self) -> tuple[tuple[Precision, int, int], ...]:
@@ -284,19 +287,22 @@ class CostTable:
         Raises:
             MissingMeasurement: one of the two is missing.
         """
-        found = {}
+        peaks: dict[Workload, dict[int, dict[str, Any]]] = {}  # of one workload each: caches differ between contexts
         for copies in range(1, 65):
-            peak = self._peak(block_subject(block, dims, copies), precision)
-            if peak is not None:
-                found[copies] = peak
-        if len(found) < 2:
+            for row in self._memory.get(block_subject(block, dims, copies).subject_id, []):
+                if row.workload.precision == precision and row.memory:
+                    peaks.setdefault(row.workload, {})[copies] = row.memory[-1]
+        workload = max((w for w, found in peaks.items() if len(found) > 1), key=lambda w: w.context, default=None)
+        if workload is None:
             raise MissingMeasurement(
                 f"{self.device}: memory of {block_label(block)} in {precision} was not measured; run `archsearch profile`"
             )
-        (few, (row, low)), (many, (_, high)) = min(found.items()), max(found.items())
+        found = peaks[workload]
+        few, many = min(found), max(found)
+        low, high = found[few], found[many]
         each = (high["peak_bytes"] - low["peak_bytes"]) / (many - few)
         costs = block_costs(block, dims)
-        caches = costs.state_bytes(batch=row.workload.batch, cache=row.workload.cache)
+        caches = costs.state_bytes(batch=workload.batch, cache=workload.cache)
         each = max(each, caches + costs.weight_bytes(precision))
         runtime = low["peak_bytes"] - low["base_bytes"] - few * each
         return BlockMemory(weights=each - caches, runtime=runtime)
@@ -305,7 +311,10 @@ class CostTable:
         """Median over the measured blocks: a step's activations are small beside it and do not tell blocks apart."""
         key = (dims, precision)
         if key not in self._runtime:
-            found = [self.block_memory(block, dims, precision).runtime for block in self._memory_blocks(dims, precision)]
+            found = []
+            for block in self._memory_blocks(dims, precision):
+                with contextlib.suppress(MissingMeasurement):  # one block that failed does not keep the others from being predicted
+                    found.append(self.block_memory(block, dims, precision).runtime)
             self._runtime[key] = float(np.median(found)) if found else 0.0
         return self._runtime[key]
 

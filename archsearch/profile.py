@@ -316,7 +316,7 @@ class _Profile:
                 case Failed():
                     self.store.add_failure(event.case_id, event)
                     item = by_key[event.case_id]
-                    for _ in range(item.planned - len(done[event.case_id])):
+                    for _ in {first + r for r in rounds} - done[event.case_id]:  # later passes count their own
                         estimator.step(worked=False)
                     done[event.case_id].update(range(item.planned))
                     yield self._event("latency", item, estimator, f"{event.reason}: {event.detail}")

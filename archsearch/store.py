@@ -264,6 +264,11 @@ class Store:
                 with self.transaction() as db:
                     for table in TABLES:
                         added[table] += db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM source.{table}").rowcount
+                    db.execute(  # as in `add_round`: a success clears a failure
+                        "UPDATE measurements SET reason = NULL, detail = NULL WHERE reason IS NOT NULL AND key IN "
+                        "(SELECT key FROM source.measurements WHERE reason IS NULL AND "
+                        "(key IN (SELECT key FROM source.rounds) OR key IN (SELECT key FROM source.memory)))"
+                    )
             finally:
                 self._db.execute("DETACH source")
         return added

@@ -56,7 +56,9 @@ def test_a_failure_is_stored_and_the_rest_goes_on(tmp_path: Path) -> None:
     list(profile(space, tmp_path / "whole", FakeDevice()))
     broken = next(row for row in rows(tmp_path / "whole") if row.purpose == "latency" and row.subject["label"] == "conv3/96")
     device = FakeDevice(broken=frozenset({broken.key}))
-    failed = [event for event in profile(space, tmp_path / "run", device) if event.failed]
+    events = list(profile(space, tmp_path / "run", device))
+    assert all(event.done <= event.total and (event.seconds_left or 0) >= 0 for event in events)
+    failed = [event for event in events if event.failed]
     assert {event.failed for event in failed} == {"crashed: killed by SIGSEGV"}
     found = {row.key: row for row in rows(tmp_path / "run")}
     assert (found[broken.key].status, found[broken.key].reason) == ("failed", "crashed")

@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -185,8 +184,14 @@ def test_parquet_has_a_line_for_every_run(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.glob("*parquet*")) == ["m.parquet"]
 
 
-def test_time_is_kept(tmp_path: Path) -> None:
-    with Store(tmp_path / "m.db") as store:
-        planned(store)
-        created = store._db.execute("SELECT created_unix_s FROM measurements").fetchone()[0]
-    assert abs(created - time.time()) < 60
+def test_a_success_that_is_merged_clears_a_failure(tmp_path: Path) -> None:
+    for name in ("failed", "done"):
+        with Store(tmp_path / f"{name}.db") as store:
+            series = planned(store, rounds=1)
+            if name == "done":
+                store.add_round("k", series, 0, a_round(0, 1))
+            else:
+                store.add_failure("k", Failed(case_id="k", reason="timeout", detail="silent"))
+    with Store(tmp_path / "failed.db") as into:
+        into.merge([tmp_path / "done.db"])
+        assert into.status("k") == "done"
