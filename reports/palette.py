@@ -20,7 +20,7 @@ LIGHT: dict[str, Ramp] = {
     "gqa": ("#e5b118", "#ec8a2d", "#dc5a3c", "#a92f37"),
 }
 DARK: dict[str, Ramp] = {
-    "conv": ("#93bffa", "#5c9cf5", "#3b78d1", "#2a5aa5"),
+    "conv": ("#93bffa", "#5c9cf5", "#3974cb", "#2a5aa5"),
     "gla": ("#c9adf7", "#a582ea", "#8460cc", "#6745a8"),
     "swa": ("#86dfbf", "#43bd95", "#2b9474", "#1f6f58"),
     "gqa": ("#f3cb4e", "#f39c4a", "#ea6f51", "#c74b50"),
@@ -32,8 +32,8 @@ OTHERS_LIGHT: tuple[Ramp, ...] = (
     ("#8fae5d", "#6c8a3a", "#4f6828", "#374919"),
 )
 OTHERS_DARK: tuple[Ramp, ...] = (
-    ("#b9c3cf", "#919dab", "#707c8b", "#586372"),
-    ("#d9be9c", "#b8966c", "#94744d", "#755a3a"),
+    ("#b9c3cf", "#919dab", "#73808f", "#586372"),
+    ("#d9be9c", "#b8966c", "#8e6f4a", "#755a3a"),
     ("#d9aec8", "#bf85a6", "#9c6485", "#7c4c68"),
     ("#b3cd87", "#91ae5f", "#728d45", "#586e34"),
 )
@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "head": ("#a89339", "#a8964a"),
     "ffn": ("#8d99a8", "#7d8897"),
     "norms": ("#4f5b68", "#a9b3bf"),
-    "vision": ("#c7b2a3", "#8a7464"),
+    "vision": ("#c7b2a3", "#84705f"),
     "weights": ("#5d86bd", "#5f8cc9"),
     "embedding and head": ("#c9b458", "#cdb95f"),
     "caches": ("#ec8a2d", "#f39c4a"),

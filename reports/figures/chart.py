@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.text import tick_text
+from reports.text import plain, tick_text
 
 Figure = dict[str, Any]
 """A plotly figure as plain data: "data" and "layout". Colours are CSS variables; the page makes the legend."""
@@ -60,7 +60,7 @@ class Chart:
 
 def axis(title: str = "", **settings: Any) -> Figure:
     return {
-        "title": {"text": title, "standoff": 8, "font": {"size": 12, "color": MUTED}},
+        "title": {"text": plain(title), "standoff": 8, "font": {"size": 12, "color": MUTED}},
         "automargin": True,
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -99,7 +99,7 @@ def line_shape(*, x: float | None = None, y: float | None = None, color: str = B
 def note(text: str, **settings: Any) -> Figure:
     """A short label within the plot, legible over points."""
     return {
-        "text": text,
+        "text": plain(text),
         "showarrow": False,
         "font": {"size": 11, "color": MUTED},
         "bgcolor": "var(--card-veil)",

@@ -229,9 +229,10 @@ def _limit(report: Report, metric: str) -> float | None:
 
 
 def _hover(row: DesignRow, report: Report) -> str:
-    lines = [f"<b>{plain(row.pattern)}</b>" + (f" ({plain(row.label)})" if row.label else "")]
-    lines.append(f"{plain(row.spec_id)}, {millions(row.parameters)} parameters")
-    lines.append(f"{metric_name(report.latency_metric)}: {with_unit(row.latency_ms, metric_unit(report.latency_metric))}")
+    lines = [
+        f"{row.spec_id}, {millions(row.parameters)} parameters",
+        f"{metric_name(report.latency_metric)}: {with_unit(row.latency_ms, metric_unit(report.latency_metric))}",
+    ]
     if row.memory_mb:
         lines.append(f"{metric_name(report.memory_metric)}: {with_unit(row.memory_mb, 'MB')}")
     if row.text_bits_per_byte is not None:
@@ -239,8 +240,9 @@ def _hover(row: DesignRow, report: Report) -> str:
     if row.recall_accuracy is not None:
         lines.append(f"recall: {percent(row.recall_accuracy)}{' (solved)' if row.recall_solved else ''}")
     if row.why:
-        lines.append(plain(row.why))
-    return "<br>".join(lines)
+        lines.append(row.why)
+    title = row.pattern + (f" ({row.label})" if row.label else "")
+    return "<br>".join([f"<b>{plain(title)}</b>", *map(plain, lines)])
 
 
 def _points(rows: Sequence[DesignRow], report: Report, quality: Quality | None, *, name: str, marker: Figure) -> Figure:
@@ -272,7 +274,7 @@ def _memory_marker(rows: Sequence[DesignRow], every: Sequence[DesignRow], report
     if bar:
         marker["colorbar"] = {
             "title": {
-                "text": f"{metric_name(report.memory_metric).capitalize()}, MB",
+                "text": plain(f"{metric_name(report.memory_metric).capitalize()}, MB"),
                 "side": "right",
                 "font": {"size": 11, "color": MUTED},
             },

@@ -107,7 +107,7 @@ def plot_errors(info: PredictedInfo) -> Figure:
                 "x": [None if row.p95 is None else sparse((row.p95 / row.measured - 1) * 100) for row in rows],
                 "y": places,
                 "marker": {"symbol": "line-ns-open", "size": 12, "color": MUTED, "line": {"width": 2, "color": MUTED}},
-                "customdata": [with_unit(row.p95, row.unit) for row in rows],
+                "customdata": [plain(with_unit(row.p95, row.unit)) for row in rows],
                 "hovertemplate": "measured p95: %{customdata} (%{x:+.1f} %)<extra></extra>",
             }
         )
@@ -166,15 +166,7 @@ def _predictions(rows: Sequence[Compared], places: list[int], *, middle: list[fl
             "width": 5,
         },
         "marker": {"size": 9, "color": ACCENT},
-        "customdata": [
-            [
-                with_unit(row.predicted, row.unit),
-                with_unit(row.low, row.unit),
-                with_unit(row.high, row.unit),
-                with_unit(row.measured, row.unit),
-            ]
-            for row in rows
-        ],
+        "customdata": [[plain(with_unit(value, row.unit)) for value in (row.predicted, row.low, row.high, row.measured)] for row in rows],
         "text": [signed_percent(row.error) for row in rows],
         "hovertemplate": (
             "predicted %{customdata[0]} (%{customdata[1]} – %{customdata[2]})<br>measured %{customdata[3]}, error %{text}<extra></extra>"
@@ -192,7 +184,7 @@ def _places(rows: Sequence[Compared]) -> tuple[list[int], Figure, int]:
             model = row.model
             names.append(f"<b>{plain(row.model)}</b>")
         places.append(len(names))
-        names.append(workload_name(row.workload))
+        names.append(plain(workload_name(row.workload)))
     yaxis = axis(
         range=[len(names) - 0.4, -0.6],
         tickvals=list(range(len(names))),

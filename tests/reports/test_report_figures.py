@@ -17,7 +17,7 @@ from reports.figures.roofline import roofline_info
 from reports.figures.samples import POINTS, samples_info
 from reports.figures.strips import STRIPS, strips_info
 from reports.figures.training import smoothed, training_info
-from reports.palette import DARK, LIGHT, contrast, ink_on, palette_of
+from reports.palette import DARK, LIGHT, OTHERS_DARK, OTHERS_LIGHT, PARTS, contrast, ink_on, palette_of
 from reports.rows import Cell, DesignRow, PredictedRow, Report, Samples
 from reports.tables import budgets_table, series_table, unknown_conditions
 from reports.text import metric_name, millions, natural_key, short_count, signed_percent, significant, tick_text, with_unit
@@ -214,7 +214,8 @@ def test_colours_are_shared_and_inks_readable(report: Report) -> None:
     assert len(palette.light) == len(palette.dark)
     shades = {palette.operator(family, label) for family, label in palette.operators}
     assert len(shades) == len(palette.operators), "two operators share a variable"
-    for colour in {*palette.light, *palette.dark, *(shade for ramps in (LIGHT, DARK) for ramp in ramps.values() for shade in ramp)}:
+    ramps = (*LIGHT.values(), *DARK.values(), *OTHERS_LIGHT, *OTHERS_DARK, *PARTS.values())
+    for colour in {*palette.light, *palette.dark, *(shade for ramp in ramps for shade in ramp)}:
         assert contrast(colour, ink_on(colour)) >= 4.5, colour
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
 
