@@ -114,9 +114,9 @@ def plot(info: ParametersInfo, palette: Palette) -> Figure:
             yaxis=axis(autorange="reversed", type="category", tickfont={"size": 11, "color": INK}, showgrid=False),
             barmode="stack",
             bargap=0.3,
-            margin={"l": 8, "r": 74, "t": 22, "b": 8},
+            margin={"l": 8, "r": 54, "t": 22, "b": 8},
             annotations=[
-                _beside("embedding", y=1, yref="paper", yanchor="bottom", color=MUTED),
+                _beside("embedding", y=1, yref="paper", yanchor="bottom", color=MUTED, xanchor="right", xshift=48),
                 *(_beside(percent(model.embedding_share), y=name) for name, model in zip(names, info.models, strict=True)),
             ],
         ),

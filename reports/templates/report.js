@@ -44,6 +44,7 @@
     layout.dragmode = touch ? false : "zoom";
     if (narrow) {
       layout.margin = { ...layout.margin, l: 2, r: layout.margin.r > 40 ? layout.margin.r : 6 };
+      for (const [name, axis] of Object.entries(layout)) if (/^[xy]axis/.test(name)) axis.title.font.size = 10.5;
       for (const trace of figure.data) {
         const bar = trace.marker && trace.marker.colorbar;
         if (bar) Object.assign(bar, { orientation: "h", y: -0.2, yanchor: "top", x: 0.5, len: 1, thickness: 8, title: { ...bar.title, side: "bottom" } });

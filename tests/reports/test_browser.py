@@ -88,26 +88,22 @@ def visit(browser: Any, path: Path, **settings: Any) -> Opened:
     return opened
 
 
-DRAWN = """() => [...document.querySelectorAll(".chart")].map((chart) => {
-    const svg = chart.querySelector("svg.main-svg");
-    const plot = chart.querySelector(".cartesianlayer .plot");
-    const box = plot ? plot.getBoundingClientRect() : {width: 0, height: 0};
-    return {
-        key: chart.dataset.chart, failed: !!chart.querySelector(".failed"), svg: !!svg,
-        width: svg ? svg.getBoundingClientRect().width : 0, height: svg ? svg.getBoundingClientRect().height : 0,
-        plotWidth: box.width, plotHeight: box.height,
-        marks: chart.querySelectorAll(".cartesianlayer path, .cartesianlayer .point").length,
-        room: chart.getBoundingClientRect().width,
-    };
-})"""
+PROBES = (Path(__file__).parent / "probes.js").read_text(encoding="utf-8")
+"""Functions that look at the open page: drawn(), outside(), overlapping(), chartText(). Each returns what is wrong, in words."""
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_every_chart_is_drawn_and_nothing_else_happens(browser: Any, path: Path, name: str) -> None:
-    opened = visit(browser, path, **SETTINGS[name])
+@pytest.fixture(scope="module", params=SETTINGS)
+def opened(request: pytest.FixtureRequest, browser: Any, path: Path) -> Iterator[Opened]:
+    """The sample report in each setting, opened once for all tests that only look."""
+    opened = visit(browser, path, before=PROBES, **SETTINGS[request.param])
+    yield opened
+    opened.page.context.close()
+
+
+def test_every_chart_is_drawn_and_nothing_else_happens(opened: Opened, path: Path) -> None:
     assert opened.requests == [path.as_uri()], "the page asked for something else"
     assert opened.complaints == []
-    drawn = opened.run(DRAWN)
+    drawn = opened.run("() => probes.drawn()")
     assert [chart["key"] for chart in drawn] == CHARTS
     for chart in drawn:
         assert chart["svg"], chart
@@ -115,85 +111,21 @@ def test_every_chart_is_drawn_and_nothing_else_happens(browser: Any, path: Path,
         assert abs(chart["width"] - chart["room"]) <= 2, chart
         assert chart["plotWidth"] > 80, chart
         assert chart["plotHeight"] > 60, chart
-        assert chart["marks"] >= 1, chart
+        assert chart["traces"] == chart["expected"], chart
+        assert not chart["empty"], chart
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_nothing_overflows_or_is_clipped(browser: Any, path: Path, name: str) -> None:
-    opened = visit(browser, path, **SETTINGS[name])
+def test_cells_and_cards_keep_apart(opened: Opened) -> None:
+    assert opened.run("() => probes.overlapping()") == []
+
+
+def test_labels_stay_in_their_charts_and_apart(opened: Opened) -> None:
+    assert opened.run("() => probes.chartText()") == []
+
+
+def test_nothing_leaves_the_page_or_is_clipped(opened: Opened) -> None:
     opened.run("() => document.querySelectorAll('details').forEach((details) => { details.open = true; })")
-    found = opened.run(
-        """() => {
-            const wrong = [];
-            const page = document.documentElement;
-            if (page.scrollWidth > page.clientWidth) wrong.push(`page: ${page.scrollWidth} > ${page.clientWidth}`);
-            const scrolls = (element) => element.closest(".scroll, pre.command");
-            for (const element of document.querySelectorAll("main *")) {
-                if (element.closest(".chart") || scrolls(element) || element.closest("caption, option, select")) continue;
-                const box = element.getBoundingClientRect();
-                if (box.width && (box.right > page.clientWidth + 0.5 || box.left < -0.5)) wrong.push(`${element.tagName}.${element.className} leaves the page`);
-                const clips = getComputedStyle(element).overflowX === "hidden";
-                if (element.children.length === 0 && element.textContent.trim() && element.scrollWidth > element.clientWidth + 1 && element.clientWidth)
-                    wrong.push(`${clips ? "clipped" : "spills"}: ${element.tagName}.${element.className} ${element.textContent.slice(0, 40)}`);
-            }
-            return wrong;
-        }"""
-    )
-    assert found == []
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_cells_and_cards_keep_apart(browser: Any, path: Path, name: str) -> None:
-    opened = visit(browser, path, **SETTINGS[name])
-    found = opened.run(
-        """() => {
-            const wrong = [];
-            const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5;
-            for (const group of [...document.querySelectorAll(".cells"), document.querySelector(".cards"), document.querySelector(".grid"), document.querySelector(".legend.still")]) {
-                const boxes = [...group.children].map((child) => child.getBoundingClientRect());
-                boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => { if (over(a, b)) wrong.push(`overlap in ${group.className}`); }));
-            }
-            let smallest = 100;
-            for (const cell of document.querySelectorAll(".cell")) {
-                const text = document.createRange();
-                text.selectNodeContents(cell);
-                const inner = text.getBoundingClientRect(), outer = cell.getBoundingClientRect();
-                if (inner.width > outer.width + 0.5 || inner.height > outer.height + 0.5) wrong.push(`cell too small for ${cell.textContent}`);
-                smallest = Math.min(smallest, parseFloat(getComputedStyle(cell).fontSize));
-            }
-            if (smallest < 9) wrong.push(`labels of ${smallest} px`);
-            return wrong;
-        }"""
-    )
-    assert found == []
-
-
-@pytest.mark.parametrize("name", ["light", "narrow"])
-def test_labels_within_charts_keep_apart(browser: Any, path: Path, name: str) -> None:
-    """Ticks of one axis do not overlap, and no text leaves its chart."""
-    opened = visit(browser, path, **SETTINGS[name])
-    found = opened.run(
-        """() => {
-            const wrong = [];
-            const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
-            for (const chart of document.querySelectorAll(".chart")) {
-                const frame = chart.getBoundingClientRect();
-                for (const text of chart.querySelectorAll("svg text")) {
-                    const box = text.getBoundingClientRect();
-                    if (box.width && (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1))
-                        wrong.push(`${chart.dataset.chart}: "${text.textContent}" leaves the chart`);
-                }
-                for (const group of [".xtick", ".ytick", ".x2tick", ".y2tick"]) {
-                    const ticks = [...chart.querySelectorAll(group + " text")].filter((text) => !(text.getAttribute("transform") || "").match(/rotate\\(-?[1-9]/));
-                    ticks.forEach((a, i) => ticks.slice(i + 1).forEach((b) => {
-                        if (over(a.getBoundingClientRect(), b.getBoundingClientRect())) wrong.push(`${chart.dataset.chart}: ticks "${a.textContent}" and "${b.textContent}"`);
-                    }));
-                }
-            }
-            return wrong;
-        }"""
-    )
-    assert found == []
+    assert opened.run("() => probes.outside()") == []
 
 
 BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
@@ -237,10 +169,8 @@ def test_views_can_be_chosen_and_series_switched_off(browser: Any, path: Path) -
         for option in select.query_selector_all("option"):
             select.select_option(option.get_attribute("value"))
             opened.page.wait_for_timeout(60)
-            assert opened.run(f"() => !!document.querySelector('[data-chart={key}] .cartesianlayer .plot path')"), (
-                key,
-                option.text_content(),
-            )
+            traces = opened.run("(key) => document.querySelectorAll(`[data-chart=${key}] .trace path`).length", key)
+            assert traces, (key, option.text_content())
     count = "() => document.querySelectorAll('[data-chart=samples] .scatterlayer .trace').length"
     before = opened.run(count)
     entry = opened.page.query_selector("[data-legend=samples] button")
@@ -255,10 +185,10 @@ def test_views_can_be_chosen_and_series_switched_off(browser: Any, path: Path) -
 
 
 def test_turning_the_phone_draws_again(browser: Any, path: Path) -> None:
-    opened = visit(browser, path, **SETTINGS["light"])
+    opened = visit(browser, path, before=PROBES, **SETTINGS["light"])
     opened.page.set_viewport_size(NARROW)
     opened.page.wait_for_timeout(1500)
-    assert all(abs(chart["width"] - chart["room"]) <= 2 for chart in opened.run(DRAWN))
+    assert all(abs(chart["width"] - chart["room"]) <= 2 for chart in opened.run("() => probes.drawn()"))
     assert opened.run("() => document.documentElement.scrollWidth") <= NARROW["width"]
 
 
@@ -301,8 +231,8 @@ def test_partial_reports_draw_what_they_have(browser: Any, report: Report, tmp_p
         series=report.series,
     )
     path.write_text(render(profiled), encoding="utf-8")
-    opened = visit(browser, path, **SETTINGS["narrow"])
-    assert [chart["key"] for chart in opened.run(DRAWN)] == ["decode", "prefill", "samples"]
+    opened = visit(browser, path, before=PROBES, **SETTINGS["narrow"])
+    assert [chart["key"] for chart in opened.run("() => probes.drawn()")] == ["decode", "prefill", "samples"]
     assert opened.complaints == []
 
 
