@@ -19,7 +19,7 @@ from reports.figures import Chart, charts
 from reports.figures.strips import StripsInfo, strips_info
 from reports.palette import palette_of, theme_css
 from reports.rows import Report
-from reports.tables import budgets_table, failures_table, same_conditions, series_table, unknown_conditions
+from reports.tables import budgets_table, failures_table, series_table, unknown_conditions
 from reports.text import listed
 
 CELL_LETTERS = 12
@@ -47,7 +47,6 @@ def render(report: Report) -> str:
         cell_letters=CELL_LETTERS,
         budgets=budgets_table(report),
         series=series_table(report),
-        same=", ".join(f"{name} {value}" for name, value in same_conditions(report).items()),
         unknown=listed(unknown_conditions(report)),
         failures=failures_table(report),
         themes=theme_css(palette),
