@@ -171,12 +171,13 @@ def compare(name: str, spec: OperatorSpec, found: dict[str, Variant], options: a
     context = max(options.context, getattr(spec, "window", 0))
     capacity = max(context + options.steps + 8, options.prefill)
     x_BTD = rng.standard_normal((1, max(context, options.prefill), options.hidden)).astype(np.float32)
-    steppers: dict[str, list[Stepper]] = {}
-    for label, variant in {"as written": contextlib.nullcontext, **found}.items():
-        path = folder / f"{label}.onnx"
+    labels = {"as written": contextlib.nullcontext, **found}
+    for label, variant in labels.items():
         with variant():
-            write_blocks(path, blocks, dims, precision=options.precision, max_context=capacity)
-        steppers[label] = [Stepper(path, x_BTD, capacity) for _ in range(SESSIONS)]
+            write_blocks(folder / f"{label}.onnx", blocks, dims, precision=options.precision, max_context=capacity)
+    steppers: dict[str, list[Stepper]] = {label: [] for label in labels}
+    for label in rng.permutation(list(labels) * SESSIONS):  # who comes first is placed differently
+        steppers[label].append(Stepper(folder / f"{label}.onnx", x_BTD, capacity))
     everyone = [stepper for group in steppers.values() for stepper in group]
     for _ in range(options.steps // 20):
         for i in rng.permutation(len(everyone)):
