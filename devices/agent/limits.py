@@ -1,7 +1,7 @@
 """What this machine can do at most: reading memory, multiplying. Through numpy's BLAS, so that nothing has to be compiled.
 
-Reading is measured as a matrix-vector product whose matrix is far larger than any cache: the very access that decoding makes, and on
-a par with a plain vectorised loop in C (docs/measuring.md). BLAS takes its number of threads from the environment, which the host sets.
+Reading is measured as a matrix-vector product whose matrix is far larger than any cache: the very access that decoding makes, and no
+slower than a plain vectorised loop in C (docs/measuring.md). BLAS takes its number of threads from the environment, which the host sets.
 """
 
 from __future__ import annotations

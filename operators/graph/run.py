@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ class Runner:
     """A decoding session: `start`, then `step` as often as there is room in the caches."""
 
     def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+        # Its official builds report models to their maker unless they are told not to, before they are imported.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         self._runtime = onnxruntime

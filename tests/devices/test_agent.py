@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from devices import health, measure_limits
-from devices.agent import limits, memory
+from devices.agent import limits, memory, session
 from devices.agent.feeds import CHUNK, content
 from devices.agent.timing import timed_runs
 from devices.base import AgentError
@@ -236,6 +236,15 @@ def test_a_busy_machine_is_waited_for_and_flagged(tmp_path: Path) -> None:
         pytest.skip("one busy loop is less than a tenth of this machine")
     assert result.before.waited_s == pytest.approx(0.6)
     assert "busy" in health.flags([result.before, result.after])
+
+
+@pytest.mark.parametrize(("threads", "spinning", "arena"), [(1, False, False), (2, True, True)])
+def test_sessions_are_configured_as_the_plan_says(tmp_path: Path, threads: int, spinning: bool, arena: bool) -> None:
+    model = models.plain(tmp_path)
+    plan = RunPlan(cases=(models.plain_case(model),), threads=threads, allow_spinning=spinning, memory_arena=arena)
+    options = session.load(str(model), plan).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads, options.enable_cpu_mem_arena) == (threads, 1, arena)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
 
 
 # -- memory and limits -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from devices import local
 from devices.base import AgentError
 from devices.local import LocalDevice
 from devices.plan import Case, Failed, LimitResult, RoundResult, RunPlan, Started
+from tests.contracts import agent_models as models
 from tests.contracts.agent_suite import AgentSuite, agents, failures, gone, rounds
 
 
@@ -180,6 +181,20 @@ def test_the_users_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) ->
     assert seen["OMP_NUM_THREADS"] == seen["OPENBLAS_NUM_THREADS"] == "1"
     assert seen["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert seen["PYTHONPATH"].endswith("/somewhere")
+
+
+def test_the_runtime_does_nothing_of_its_own(tmp_path: Path) -> None:
+    run = LocalDevice().run(RunPlan(cases=(models.plain_case(models.plain(tmp_path)),), rounds=1000, max_wait_s=0.0))
+    while not isinstance(next(run), RoundResult):
+        pass
+    (agent,) = agents()
+    threads = agent.num_threads()
+    files = [file.path for file in agent.open_files()]
+    connections = agent.net_connections()
+    run.close()  # type: ignore[attr-defined]
+    assert not [path for path in files if path.endswith(".db")], "the runtime's telemetry keeps a database"
+    assert connections == []
+    assert threads == 2, "the one that measures, and the one that waits for the host's end"
 
 
 def test_limits_are_measured_with_the_threads_asked_for() -> None:
