@@ -28,7 +28,9 @@ from archsearch.cases import (
 )
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.predict import MB, CostTable, round_medians
+from archsearch.estimate import round_medians
+from archsearch.memory import MB
+from archsearch.predict import CostTable
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
@@ -42,6 +44,7 @@ DEFAULT_WORKLOADS = (
     Workload(phase="decode", tokens=1, context=1024),
     Workload(phase="decode", tokens=1, context=4096),
 )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -252,7 +255,8 @@ class _Bench:
         spec = self.target.spec
         if self.table is None or spec is None or self._predicted(workload) is None:
             return []
-        chains = [block_subject(block, spec.dims, self.table.chain_copies(block, spec.dims, workload)) for block in spec.block_counts()]
+        counts = self.table.part_counts(spec, workload)
+        chains = [block_subject(block, spec.dims, self.table.chain_copies(block, spec.dims, workload)) for block in counts]
         return [*chains, head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings)]
 
     def _predicted(self, workload: Workload) -> Any:
@@ -337,12 +341,12 @@ class _Bench:
         if spec is None or table is None or predicted is None:
             return None
         parts = {subject.subject_id: subject for subject in self.parts(workload)}
-        now = 0.0
+        counts, now = table.part_counts(spec, workload), 0.0
         for subject_id, subject in parts.items():
             key, _ = self.references[workload, subject_id]
             if not rows[key].rounds:
                 return None
-            count = spec.block_counts()[subject.blocks[0]] if subject.blocks else 1
+            count = counts[subject.blocks[0]] if subject.blocks else 1
             now += count * float(np.median(round_medians(rows[key]))) / 1e6
         return now / float(predicted.value)
 

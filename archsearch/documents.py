@@ -9,7 +9,7 @@ from archsearch.workload import Workload
 from operators.costs import model_parameters
 
 if TYPE_CHECKING:
-    from archsearch.predict import Estimate
+    from archsearch.estimate import Estimate
 
 
 def document_head(spec: ArchSpec, device: str) -> dict[str, Any]:

@@ -7,21 +7,21 @@ Latency adds up: `T(model) = T(embedding + head) + sum over layers of T(block)`.
 
 from __future__ import annotations
 
-import contextlib
-import json
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from archsearch.budgets import LATENCY, Metric
+from archsearch.calibration import read_widenings
 from archsearch.cases import Subject, block_label, block_subject, head_subject
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.errors import MissingMeasurement
+from archsearch.estimate import Estimate, Widening, round_medians, summary
+from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable
 from archsearch.spec import ArchSpec, parse_ffn, parse_operator
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
@@ -29,71 +29,30 @@ from operators.costs import block_costs, model_parameters
 from operators.kinds import operator_for
 from operators.specs import BlockSpec, ModelDims, Precision
 
-CONFIDENCE = 0.90
-RESAMPLES = 1000
-MB = 1e6
+
+def _total(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
+    """The sum of n times each part; intervals of different parts add in quadrature."""
+    value = sum(n * part.value for n, part in parts)
+    below = [n * (part.value - part.low) if n > 0 else n * (part.high - part.value) for n, part in parts]
+    above = [n * (part.high - part.value) if n > 0 else n * (part.value - part.low) for n, part in parts]
+    return Estimate(value, value - math.hypot(*below), value + math.hypot(*above), any(part.extrapolated for _, part in parts))
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 90 % interval; `extrapolated` when it lies outside what was measured."""
-
-    value: float
-    low: float
-    high: float
-    extrapolated: bool = False
-
-    def scaled(self, factor: float) -> Estimate:
-        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.extrapolated)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryParts:
-    """Bytes of a model's peak resident set, by what they are for."""
-
-    process: float
-    """The agent before it loads anything."""
-    runtime: float
-    """What a loaded session takes whatever it holds, with the activations of a decode step."""
-    embedding_head: float
-    weights: float
-    caches: float
-
-    @property
-    def total(self) -> float:
-        return self.process + self.runtime + self.embedding_head + self.weights + self.caches
+def _composed(block: BlockSpec, known: Iterable[BlockSpec]) -> dict[BlockSpec, int] | None:
+    """See `CostTable.parts`."""
+    measured = dict.fromkeys(known)
+    if block in measured:
+        return {block: 1}
+    for own, other in itertools.product([b for b in measured if b.operator == block.operator], [b for b in measured if b.ffn == block.ffn]):
+        corner = BlockSpec(operator=other.operator, ffn=own.ffn)
+        if corner in measured:
+            return {own: 1, other: 1, corner: -1}
+    return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BlockMemory:
-    """What one block adds to the peak beside its caches (`weights`), and what a session of it takes whatever it holds."""
-
-    weights: float
-    runtime: float
-
-
-def round_medians(row: Row) -> np.ndarray:
-    """The median of each round, in nanoseconds for one copy.
-
-    Why medians of rounds: within a round, preemption only ever adds time and the median ignores it; rounds are separated in
-    time and spread over processes, so their spread is the uncertainty that matters.
-    """
-    return np.array([np.median(samples) for _, samples in sorted(row.rounds.items())]) / row.copies
-
-
-def summary(rounds_ns: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Median over rounds in milliseconds, with a percentile bootstrap interval over rounds."""
-    middle = float(np.median(rounds_ns)) / 1e6
-    if len(rounds_ns) < 2:
-        return Estimate(middle, middle, middle)
-    from scipy.stats import bootstrap
-
-    if np.ptp(rounds_ns) == 0:
-        return Estimate(middle, middle, middle)
-    result = bootstrap(
-        (rounds_ns,), np.median, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed)
-    )
-    return Estimate(middle, float(result.confidence_interval.low) / 1e6, float(result.confidence_interval.high) / 1e6)
+def _block_of(row: Row) -> BlockSpec:
+    table, dims = row.subject["block"], ModelDims(**row.subject["dims"])
+    return BlockSpec(operator=parse_operator(table["operator"], dims, None, "operator"), ffn=parse_ffn(table["ffn"], None, "ffn"))
 
 
 class CostTable:
@@ -102,21 +61,28 @@ class CostTable:
     Args:
         rows: finished measurements of one device.
         device: how the user names it, for messages and documents.
+        widenings: what a calibration found, by workload; empty when there was none.
     """
 
-    def __init__(self, rows: Iterable[Row], *, device: str) -> None:
+    def __init__(self, rows: Iterable[Row], *, device: str, widenings: Mapping[Workload, Widening] | None = None) -> None:
         self.device = device
+        self.widenings = dict(widenings or {})
         own = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
         self.failed = [row for row in own if row.status == "failed"]
         usable = [row for row in own if row.status != "failed" and (row.rounds or row.memory)]
         self._latency: dict[str, list[Row]] = {}
-        self._memory: dict[str, list[Row]] = {}
         for row in usable:
-            (self._latency if row.purpose == "latency" else self._memory).setdefault(row.subject_id, []).append(row)
+            if row.purpose == "latency":
+                self._latency.setdefault(row.subject_id, []).append(row)
         self.rows = usable
-        self._runtime: dict[tuple[ModelDims, Precision], float] = {}
+        memory = [row for row in usable if row.purpose == "memory"]
+        self.peaks = MemoryTable(memory, device=device, compose=_composed, block_of=_block_of)
         self._estimates: dict[tuple[str, Workload], Estimate] = {}
         self._points: dict[tuple[BlockSpec, ModelDims, Metric], float] = {}
+        self._blocks: dict[tuple[Any, ...], dict[BlockSpec, None]] = {}
+        for row in usable:
+            if row.purpose == "latency" and row.subject["kind"] == "block":
+                self._blocks.setdefault(self._setting(row), {}).setdefault(_block_of(row))
 
     @classmethod
     def load(cls, store: Store, *, device: str = "local") -> CostTable:
@@ -135,7 +101,9 @@ class CostTable:
         rows = store.rows(fingerprint=infos[0]["fingerprint"])
         # Of the blocks that were planned last: with another version of the runtime, the machine is another machine.
         profiled = [row.runtime for row in rows if row.purpose == "latency" and row.subject["kind"] != "model"]
-        return cls([row for row in rows if row.runtime in profiled[-1:]], device=device)
+        runtime = profiled[-1] if profiled else ""
+        widenings = read_widenings(store.path.parent, infos[0]["fingerprint"], runtime)
+        return cls([row for row in rows if row.runtime == runtime], device=device, widenings=widenings)
 
     @cached_property
     def settings(self) -> tuple[tuple[Precision, int, int], ...]:
@@ -157,14 +125,45 @@ class CostTable:
         """All measured workloads, in order."""
         return tuple(dict.fromkeys(row.workload for row in self.rows if row.purpose == "latency"))
 
+    @staticmethod
+    def _setting(row: Row) -> tuple[Any, ...]:
+        w = row.workload
+        return ModelDims(**row.subject["dims"]), w.phase, w.precision, w.threads, w.batch
+
     # -- latency ---------------------------------------------------------------------------------------------------------
 
     def block(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Estimate:
         """One block in a whole model, milliseconds.
 
         Raises:
-            MissingMeasurement: the block was not measured at that precision and those threads.
+            MissingMeasurement: the block was not measured at that precision and those threads, nor what it could be put together from.
         """
+        return _total([(n, self._chain(part, dims, workload)) for part, n in self.parts(block, dims, workload).items()])
+
+    def parts(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> dict[BlockSpec, int]:
+        """The measured blocks that make up a block: itself; or, since operator and FFN add up, three others.
+
+        `(o, f) = (o, f') + (o', f) - (o', f')`: the same operator with another FFN, the same FFN with another operator, and both others.
+
+        Raises:
+            MissingMeasurement: neither was measured.
+        """
+        known = self._blocks.get((dims, workload.phase, workload.precision, workload.threads, workload.batch), {})
+        found = _composed(block, known)
+        if found is None:
+            raise self._missing(block_label(block), workload)
+        return found
+
+    def part_counts(self, spec: ArchSpec, workload: Workload) -> dict[BlockSpec, int]:
+        """How often each measured block stands in a model, all layers put together; negative for what has to be taken off."""
+        counts: Counter[BlockSpec] = Counter()
+        for block, n in spec.block_counts().items():
+            for part, sign in self.parts(block, spec.dims, workload).items():
+                counts[part] += n * sign
+        return {part: n for part, n in counts.items() if n}
+
+    def _chain(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Estimate:
+        """One block from its own chains, milliseconds."""
         rows = self._chains(block, dims, workload)
         grows = any("cache" in state.shape for state in operator_for(block.operator).states(block.operator, dims))
         flops = block_costs(block, dims).flops
@@ -173,6 +172,11 @@ class CostTable:
         if workload.phase == "decode" and workload.context > longest and longest + 1 < getattr(block.operator, "window", 0):
             return replace(estimate, extrapolated=True)  # the window was never full
         return estimate
+
+    def measured(self, subject: Subject, workload: Workload) -> Estimate | None:
+        """What a chain, or embedding and head, took for one copy exactly as measured; None where it was not."""
+        rows = [row for row in self._latency.get(subject.subject_id, []) if row.workload == workload]
+        return self._summary(rows[0]) if rows else None
 
     def chain_copies(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> int:
         """How long the chain is that predictions of the block rest on."""
@@ -253,106 +257,43 @@ class CostTable:
             self._estimates[key] = summary(round_medians(row))
         return self._estimates[key]
 
-    def latency(self, spec: ArchSpec, workload: Workload) -> Estimate:
+    def latency(self, spec: ArchSpec, workload: Workload, *, widen: bool = True) -> Estimate:
         """A whole model, milliseconds a step.
 
-        The interval adds errors of different blocks in quadrature; copies of one block share their error.
+        The interval adds errors of different chains in quadrature; copies of one share their error. With a calibration it is
+        widened by what whole models taught (`archsearch.estimate.Widening`), unless `widen` is off.
         """
-        parts = [(1, self.head(spec, workload)), *((n, self.block(block, spec.dims, workload)) for block, n in spec.block_counts().items())]
-        value = sum(n * part.value for n, part in parts)
-        low = value - math.sqrt(sum((n * (part.value - part.low)) ** 2 for n, part in parts))
-        high = value + math.sqrt(sum((n * (part.high - part.value)) ** 2 for n, part in parts))
-        return Estimate(value, low, high, any(part.extrapolated for _, part in parts))
+        chains = [(n, self._chain(part, spec.dims, workload)) for part, n in self.part_counts(spec, workload).items()]
+        estimate = _total([(1, self.head(spec, workload)), *chains])
+        widening = self.widening(workload) if widen else None
+        return widening.apply(estimate) if widening is not None else estimate
+
+    def widening(self, workload: Workload) -> Widening | None:
+        """Of that workload; else the widest of its phase, precision, threads and batch; None where nothing was calibrated."""
+        if workload in self.widenings:
+            return self.widenings[workload]
+        near = [
+            widening
+            for known, widening in self.widenings.items()
+            if (known.phase, known.precision, known.threads, known.batch)
+            == (workload.phase, workload.precision, workload.threads, workload.batch)
+        ]
+        return max(near, key=lambda widening: widening.factor * widening.error, default=None)
 
     # -- memory ----------------------------------------------------------------------------------------------------------
 
-    def _peak(self, subject: Subject, precision: Precision) -> tuple[Row, dict[str, Any]] | None:
-        for row in self._memory.get(subject.subject_id, []):
-            if row.workload.precision == precision and row.memory:
-                return row, row.memory[-1]
-        return None
-
-    def process_bytes(self) -> float:
-        """Resident set of an agent that has loaded nothing: median over all memory measurements."""
-        found = [entry["base_bytes"] for rows in self._memory.values() for row in rows for entry in row.memory]
-        if not found:
-            raise MissingMeasurement(f"{self.device}: no memory was measured; run `archsearch profile` with a decode workload")
-        return float(np.median(found))
-
     def block_memory(self, block: BlockSpec, dims: ModelDims, precision: Precision) -> BlockMemory:
-        """From a chain and a single copy: the difference is what one more block costs, caches taken off by their exact size.
+        """What a block adds to the peak of decoding; see `archsearch.memory.MemoryTable.block`."""
+        return self.peaks.block(block, dims, precision)
 
-        Blocks so small that the difference drowns in the allocator's noise count with their stored weights, which are a lower bound.
-
-        Raises:
-            MissingMeasurement: one of the two is missing.
-        """
-        peaks: dict[Workload, dict[int, dict[str, Any]]] = {}  # of one workload each: caches differ between contexts
-        for copies in range(1, 65):
-            for row in self._memory.get(block_subject(block, dims, copies).subject_id, []):
-                if row.workload.precision == precision and row.memory:
-                    peaks.setdefault(row.workload, {})[copies] = row.memory[-1]
-        workload = max((w for w, found in peaks.items() if len(found) > 1), key=lambda w: w.context, default=None)
-        if workload is None:
-            raise MissingMeasurement(
-                f"{self.device}: memory of {block_label(block)} in {precision} was not measured; run `archsearch profile`"
-            )
-        found = peaks[workload]
-        few, many = min(found), max(found)
-        low, high = found[few], found[many]
-        each = (high["peak_bytes"] - low["peak_bytes"]) / (many - few)
-        costs = block_costs(block, dims)
-        caches = costs.state_bytes(batch=workload.batch, cache=workload.cache)
-        each = max(each, caches + costs.weight_bytes(precision))
-        runtime = low["peak_bytes"] - low["base_bytes"] - few * each
-        return BlockMemory(weights=each - caches, runtime=runtime)
-
-    def runtime_bytes(self, dims: ModelDims, precision: Precision) -> float:
-        """Median over the measured blocks: a step's activations are small beside it and do not tell blocks apart."""
-        key = (dims, precision)
-        if key not in self._runtime:
-            found = []
-            for block in self._memory_blocks(dims, precision):
-                with contextlib.suppress(MissingMeasurement):  # one block that failed does not keep the others from being predicted
-                    found.append(self.block_memory(block, dims, precision).runtime)
-            self._runtime[key] = float(np.median(found)) if found else 0.0
-        return self._runtime[key]
-
-    def _memory_blocks(self, dims: ModelDims, precision: Precision) -> list[BlockSpec]:
-        tables = {
-            json.dumps(row.subject["block"], sort_keys=True): row.subject["block"]
-            for rows in self._memory.values()
-            for row in rows
-            if row.subject["kind"] == "block"
-            and row.subject["dims"] == asdict(dims)
-            and row.workload.precision == precision
-            and row.copies > 1
-        }
-        return [
-            BlockSpec(operator=parse_operator(table["operator"], dims, None, "operator"), ffn=parse_ffn(table["ffn"], None, "ffn"))
-            for table in tables.values()
-        ]
-
-    def memory(self, spec: ArchSpec, context: int, precision: Precision | None = None) -> MemoryParts:
-        """Peak memory while decoding at a context, by part, in bytes."""
-        precision, _, batch = (precision or self.primary[0], *self.primary[1:])
-        peak = self._peak(head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings), precision)
-        if peak is None:
-            raise MissingMeasurement(
-                f"{self.device}: memory of embedding and head in {precision} was not measured; run `archsearch profile`"
-            )
-        blocks = {block: self.block_memory(block, spec.dims, precision) for block in spec.block_counts()}
-        runtime = self.runtime_bytes(spec.dims, precision)
-        caches = sum(
-            n * block_costs(block, spec.dims).state_bytes(batch=batch, cache=context + 1) for block, n in spec.block_counts().items()
-        )
-        return MemoryParts(
-            process=self.process_bytes(),
-            runtime=runtime,
-            embedding_head=max(0.0, peak[1]["peak_bytes"] - peak[1]["base_bytes"] - runtime),
-            weights=sum(n * blocks[block].weights for block, n in spec.block_counts().items()),
-            caches=caches,
-        )
+    def memory(self, spec: ArchSpec, context: int, precision: Precision | None = None, *, phase: MemoryPhase = "decode") -> MemoryParts:
+        """Peak memory by part, in bytes: while decoding at a context, while prefilling that many tokens, or while loading."""
+        precision, threads, batch = (precision or self.primary[0], *self.primary[1:])
+        if phase == "prefill":
+            workload = Workload(phase="prefill", tokens=context, context=0, batch=batch, precision=precision, threads=threads)
+        else:
+            workload = Workload(phase="decode", tokens=1, context=context, batch=batch, precision=precision, threads=threads)
+        return self.peaks.model(spec, workload, phase)
 
     # -- metrics ---------------------------------------------------------------------------------------------------------
 
@@ -373,7 +314,7 @@ class CostTable:
             if (w.precision, w.threads, w.batch) == setting
         ]
         contexts = sorted({w.context for w in self.workloads() if w.phase == "decode"})
-        return (*found, *(Metric("memory_mb", context) for context in contexts if self._memory), Metric("parameters"))
+        return (*found, *(Metric("memory_mb", context) for context in contexts if self.peaks), Metric("parameters"))
 
     def cost(self, spec: ArchSpec, metric: Metric) -> Estimate:
         """One metric of a spec, in its unit."""
@@ -425,6 +366,6 @@ class CostTable:
             estimate = self.latency(spec, workload)
             rows.append(workload_fields(workload) | predicted_fields(estimate) | {"measured_ms": None, "measured_p95_ms": None})
         if contexts is None:
-            contexts = sorted({w.context for w in self.workloads() if w.phase == "decode"}) if self._memory else []
+            contexts = sorted({w.context for w in self.workloads() if w.phase == "decode"}) if self.peaks else []
         memory = [{"context": c, "predicted_mb": self.memory(spec, c).total / MB, "measured_mb": None} for c in contexts]
         return document_head(spec, self.device) | {"workloads": rows, "memory": memory}

@@ -5,7 +5,9 @@ The protocol (docs/prediction.md says why):
   weights are as cold as in a whole model; its time is divided by the copies.
 - prefill: a chain of `PREFILL_COPIES`; there the arithmetic, not the weights, takes the time.
 - embedding and head by themselves.
+- every operator with the widest FFN, every FFN with the first operator: the two add up (`CostTable.parts`).
 - `passes` fresh processes for each precision and thread count; in each, all cases interleaved in `rounds` shuffled rounds.
+  What is still uncertain then gets further passes.
 - memory in processes of its own: a chain and a single copy, whose difference is what one more block costs.
 """
 
@@ -14,11 +16,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
+from archsearch.estimate import round_medians, summary
 from archsearch.space import MeasureSettings, Space
 from archsearch.store import Store
 from archsearch.workload import Workload
@@ -86,7 +89,7 @@ def subjects(space: Space) -> tuple[Subject, ...]:
     found: list[Subject] = []
     for dims in space.all_dims:
         copies = {1, PREFILL_COPIES, decode_copies(space)}
-        found += [block_subject(block, dims, n) for block in space.blocks for n in sorted(copies)]
+        found += [block_subject(block, dims, n) for block in space.measured_blocks for n in sorted(copies)]
         found.append(head_subject(dims, space.vocab_size, space.tie_embeddings))
     return tuple(found)
 
@@ -179,7 +182,7 @@ class _Profile:
         for workload in self.space.workloads():
             copies = PREFILL_COPIES if workload.phase == "prefill" else decode_copies(self.space)
             for dims in self.space.all_dims:
-                chains = [block_subject(block, dims, copies) for block in self.space.blocks]
+                chains = [block_subject(block, dims, copies) for block in self.space.measured_blocks]
                 head = head_subject(dims, self.space.vocab_size, self.space.tie_embeddings)
                 items += [self._item(subject, workload, "latency") for subject in [*chains, head]]
         return items
@@ -192,7 +195,7 @@ class _Profile:
         for precision in self.settings.precision:
             workload = memory_workload(self.space, precision)
             for dims in self.space.all_dims:
-                for block in self.space.blocks:
+                for block in self.space.measured_blocks:
                     items += [self._item(block_subject(block, dims, n), workload, "memory") for n in (1, decode_copies(self.space))]
                 items.append(self._item(head_subject(dims, self.space.vocab_size, self.space.tie_embeddings), workload, "memory"))
         return items
@@ -254,17 +257,35 @@ class _Profile:
 
     def measure_latency(self, items: Sequence[Item], estimator: Estimator) -> Iterator[ProfileEvent]:
         done = {item.key: self.store.done_rounds(item.key) for item in items}
-        for number in range(self.settings.passes):
+        for number in range(max(self.settings.passes, self.settings.max_passes)):
+            wanted = items if number < self.settings.passes else self._uncertain(items, number, estimator)
             first = number * self.settings.rounds
-            wanted = range(first, first + self.settings.rounds)
             for precision in self.settings.precision:
                 for threads in self.settings.threads:
-                    series = [item for item in items if (item.workload.precision, item.workload.threads) == (precision, threads)]
+                    series = [item for item in wanted if (item.workload.precision, item.workload.threads) == (precision, threads)]
                     for item in series:
-                        for _ in done[item.key] & set(wanted):
+                        for _ in done[item.key] & set(range(first, first + self.settings.rounds)):
                             estimator.step(worked=False)
                     for group in self._groups(series):
                         yield from self._series(group, first, threads, done, estimator)
+
+    def _uncertain(self, items: Sequence[Item], number: int, estimator: Estimator) -> list[Item]:
+        """What another pass is spent on: intervals that are still too wide, and all that an interrupted pass had begun."""
+        rows = {row.key: row for row in self.store.rows(fingerprint=self.info.fingerprint)}
+        rounds = self.settings.rounds
+        found = []
+        for item in items:
+            row = rows[item.key]
+            before = {n: samples for n, samples in row.rounds.items() if n < number * rounds}
+            if row.status == "failed" or len(before) < number * rounds:
+                continue  # an earlier pass had enough of it
+            if summary(round_medians(replace(row, rounds=before))).relative > self.settings.interval:
+                found.append(item)
+        estimator.total += rounds * len(found)
+        for item in found:
+            item.planned = (number + 1) * rounds
+        self._plan(found)
+        return found
 
     def _groups(self, items: Sequence[Item]) -> list[list[Item]]:
         """Split a series so that its models fit in memory together; a model is never split."""

@@ -51,11 +51,18 @@ class _WorkloadTable(_Strict):
 
 
 class MeasureSettings(_Strict):
-    """How blocks are measured: `passes` fresh processes of `rounds` shuffled rounds, each case at least `min_time_ms` long."""
+    """How blocks are measured: `passes` fresh processes of `rounds` shuffled rounds, each case at least `min_time_ms` long.
+
+    What is still uncertain by more than `interval` (half of the 90 % interval over the value) is measured in further passes, up to
+    `max_passes`. `separate`: every operator with the widest FFN and every FFN with the first operator, in place of all pairs.
+    """
 
     precision: Annotated[list[Literal["fp32", "int8", "int4"]], Field(min_length=1)] = ["int4"]
     threads: Annotated[list[Positive], Field(min_length=1)] = [1]
     passes: Positive = 2
+    max_passes: Positive = 4
+    interval: Annotated[float, Field(gt=0)] = 0.02
+    separate: bool = True
     rounds: Positive = 3
     min_time_ms: Annotated[float, Field(gt=0)] = 100.0
     min_runs: Positive = 5
@@ -204,6 +211,14 @@ class Space:
     def blocks(self) -> tuple[BlockSpec, ...]:
         """Every block that a layer may be."""
         return tuple(BlockSpec(operator=operator, ffn=ffn) for operator in self.operators for ffn in self.ffns)
+
+    @property
+    def measured_blocks(self) -> tuple[BlockSpec, ...]:
+        """The blocks whose chains are measured: with `measure.separate`, o + f - 1 of the o x f that a layer may be."""
+        if not self.measure.separate:
+            return self.blocks
+        widest = max(self.ffns, key=lambda ffn: ffn.intermediate_size)
+        return tuple(block for block in self.blocks if block.ffn == widest or block.operator == self.operators[0])
 
     @property
     def precision(self) -> Precision:

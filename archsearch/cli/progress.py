@@ -90,6 +90,10 @@ def show(bar: Bar, event: Any) -> None:
             if event.failed:
                 bar.say(f"failed: {event.label}: {event.failed}", style="yellow")
             bar.update(event.done, event.total, note=event.label)
+        case "CalibrateEvent":
+            if event.failed:
+                bar.say(f"failed: {event.label}: {event.failed}", style="yellow")
+            bar.update(event.done, event.total, note=event.label, seconds_left=event.seconds_left)
         case "SearchEvent":
             count = f"{event.trained}/{event.wanted} trained"
             bar.update(event.trained, event.wanted, note=event.pattern, seconds_left=event.seconds_left, count=count)

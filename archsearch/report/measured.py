@@ -9,7 +9,9 @@ import numpy as np
 
 from archsearch.budgets import parse_metric
 from archsearch.cases import block_label, block_subject
-from archsearch.predict import MB, CostTable, round_medians
+from archsearch.estimate import round_medians
+from archsearch.memory import MB
+from archsearch.predict import CostTable
 from archsearch.report.files import RunFiles
 from archsearch.store import Row
 from archsearch.workload import Workload

@@ -10,7 +10,7 @@ import numpy as np
 from archsearch.budget import known_models, parameter_budget
 from archsearch.errors import MissingMeasurement
 from archsearch.files import read_json
-from archsearch.predict import MB
+from archsearch.memory import MB
 from archsearch.report.files import RunFiles, trained_measurements
 from archsearch.spec import ArchSpec
 from reports.rows import HeldOutPoint, MemoryRow, ParameterRow, Parity, PredictedRow, TextSample, Training, TrainingStep

@@ -10,7 +10,9 @@ import pytest
 from archsearch.budgets import Metric
 from archsearch.cases import block_subject
 from archsearch.errors import MissingMeasurement
-from archsearch.predict import MB, CostTable, summary
+from archsearch.estimate import summary
+from archsearch.memory import MB
+from archsearch.predict import CostTable
 from archsearch.profile import decode_copies, profile
 from archsearch.space import Space
 from archsearch.spec import ArchSpec

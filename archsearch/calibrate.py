@@ -1,0 +1,393 @@
+"""How far predictions can be trusted: whole models that nobody tuned for, measured beside the table's own chains.
+
+`calibrate` builds held-out layouts of the run's space, measures each in fresh processes interleaved with reference chains of the
+table, and writes the composition-error card (`archsearch.calibration`). The references tell a machine that has changed since
+it was profiled apart from parts that do not add up: predictions are scaled by `drift`, the median over the references of their time
+now over their time in the table, and a drift beyond `LARGEST_DRIFT` is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card
+from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
+from archsearch.errors import MissingMeasurement, RunError
+from archsearch.estimate import Estimate, round_medians, summary
+from archsearch.memory import MB
+from archsearch.predict import CostTable
+from archsearch.space import Space
+from archsearch.spec import ArchSpec
+from archsearch.store import Row, Store
+from archsearch.workload import Workload
+from devices.base import Device
+from devices.plan import Case, Failed, MemoryResult, RoundResult, RunPlan, Started
+from operators.graph import read_info
+from operators.specs import BlockSpec, Precision
+
+GROUP = 3
+"""Whole models in one process: with many sessions each model would find less memory in huge pages than it does alone."""
+LARGEST_DRIFT = 1.25
+"""A machine that is this much slower, or faster, than the table says is another machine."""
+STRUCTURED = ("alternating", "attention every third", "in runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateEvent:
+    label: str
+    done: int
+    total: int
+    seconds_left: float | None = None
+    failed: str | None = None
+
+
+@dataclass(kw_only=True)
+class CalibrateResult:
+    """`card` is there when the iterator has ended."""
+
+    card: CalibrationCard | None = None
+    failures: list[str] = field(default_factory=list)
+
+
+def held_out(space: Space, count: int, *, seed: int = 0) -> list[tuple[str, ArchSpec]]:
+    """`count` different layouts as (kind, spec): the structured ones first, then random ones; operators, widths, depths mixed.
+
+    None of them consists of a single block: that would be a reference chain.
+    """
+    draw = random.Random(seed)
+    operators, ffns = space.operators, space.ffns
+    found: dict[tuple[int, tuple[BlockSpec, ...]], tuple[str, ArchSpec]] = {}
+
+    def add(kind: str, name: str, hidden_size: int, layers: Sequence[BlockSpec]) -> None:
+        key = hidden_size, tuple(layers)
+        if key not in found and len(found) < count and (len(set(layers)) > 1 or len(space.blocks) == 1):
+            found[key] = kind, space.spec(layers, hidden_size=hidden_size, name=name)
+
+    deepest, others = max(space.depths), operators[1:] or operators
+    for i, name in enumerate(STRUCTURED):
+        chosen = {
+            "alternating": [operators[n % len(operators)] for n in range(deepest)],
+            "attention every third": [others[n // 3 % len(others)] if n % 3 == 2 else operators[0] for n in range(deepest)],
+            "in runs": [operators[n * len(operators) // deepest] for n in range(deepest)],
+        }[name]
+        layers = [BlockSpec(operator=operator, ffn=ffns[(n // 2 + i) % len(ffns)]) for n, operator in enumerate(chosen)]
+        add("structured", name, space.hidden_sizes[i % len(space.hidden_sizes)], layers)
+    for _ in range(100 * count):
+        depth, hidden_size = draw.choice(space.depths), draw.choice(space.hidden_sizes)
+        add("random", f"random {len(found) + 1}", hidden_size, [draw.choice(space.blocks) for _ in range(depth)])
+    return list(found.values())
+
+
+def held_out_contexts(space: Space) -> tuple[int, ...]:
+    """One context between each two measured ones, at their geometric mean: predictions there are interpolated."""
+    ordered = sorted(context for context in space.decode if context > 0)
+    return tuple(round(math.sqrt(a * b)) for a, b in itertools.pairwise(ordered) if b > a + 1)
+
+
+def calibrate(
+    space: Space,
+    run_dir: Path,
+    device: Device,
+    table: CostTable,
+    *,
+    layouts: int = 12,
+    memory_layouts: int = 4,
+    passes: int = 2,
+    rounds: int = 3,
+    seed: int = 0,
+    again: bool = False,
+    result: CalibrateResult,
+) -> Iterator[CalibrateEvent]:
+    """Measure held-out models and write the card; what is measured already is not measured again, unless `again`.
+
+    Raises:
+        RunError: the machine has changed too much since it was profiled, or nothing could be measured.
+        MissingMeasurement: the table lacks what the layouts need.
+    """
+    with Store(run_dir / "measurements.db") as store:
+        work = _Calibration(space, run_dir, device, table, store, passes, rounds, seed, again, result)
+        yield from work.run(held_out(space, layouts, seed=seed), memory_layouts)
+        result.card = work.card()
+    keep_card(run_dir, result.card)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One measurement of a calibration: a whole model, or a reference beside some."""
+
+    key: str
+    subject: Subject
+    workload: Workload
+    spec: ArchSpec | None
+    case: Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """What is measured in the same processes."""
+
+    group_id: str
+    precision: Precision
+    threads: int
+    parts: tuple[_Part, ...]
+
+
+class _Calibration:
+    def __init__(
+        self,
+        space: Space,
+        run_dir: Path,
+        device: Device,
+        table: CostTable,
+        store: Store,
+        passes: int,
+        rounds: int,
+        seed: int,
+        again: bool,
+        result: CalibrateResult,
+    ) -> None:
+        self.space, self.run_dir, self.device, self.table, self.store = space, run_dir, device, table, store
+        self.passes, self.rounds, self.seed, self.result = passes, rounds, seed, result
+        self.info = device.info
+        attempts = [row.subject.get("attempt", 0) for row in store.rows(fingerprint=self.info.fingerprint) if row.purpose == "calibration"]
+        self.attempt = max(attempts, default=0) + (1 if again and attempts else 0)
+        self.groups: list[_Group] = []
+        self.kinds: dict[str, str] = {}
+        self.memory: list[tuple[ArchSpec, Workload, str, Case]] = []
+        self.contexts = max((*space.decode, 0))
+
+    # -- what is measured ------------------------------------------------------------------------------------------------
+
+    def plan(self, layouts: Sequence[tuple[str, ArchSpec]], memory_layouts: int) -> None:
+        self.kinds = {spec.name: kind for kind, spec in layouts}
+        for precision in self.space.measure.precision:
+            for spec in [spec for _, spec in layouts][:memory_layouts] if self.space.decode else []:
+                workload = Workload(
+                    phase="decode", tokens=1, context=self.contexts, batch=self.space.batch, precision=precision, threads=self.space.threads
+                )
+                subject = model_subject(spec)
+                key = self._key(subject, workload, "calibration memory", "")
+                self.memory.append((spec, workload, key, self._case(key, subject, workload)))
+                self._note(key, subject, workload, "calibration memory", {"label": spec.name}, 1)
+            for threads in self.space.measure.threads:
+                for first in range(0, len(layouts), GROUP):
+                    self.groups.append(self._group([spec for _, spec in layouts[first : first + GROUP]], precision, threads))
+
+    def _group(self, specs: Sequence[ArchSpec], precision: Precision, threads: int) -> _Group:
+        subjects = [(model_subject(spec), spec) for spec in specs]
+        group_id = digest([self.attempt, precision, threads, self.seed, *(subject.subject_id for subject, _ in subjects)])
+        parts = []
+        for workload in self._workloads(precision, threads):
+            references = self._references(specs, workload) if workload in self.table.workloads() else []
+            for subject, spec in [*subjects, *((subject, None) for subject in references)]:
+                key = self._key(subject, workload, "calibration", group_id)
+                what = {"label": subject.label, "group": group_id, "attempt": self.attempt}
+                self._note(key, subject, workload, "calibration", what, self.passes * self.rounds)
+                parts.append(_Part(key=key, subject=subject, workload=workload, spec=spec, case=self._case(key, subject, workload)))
+        return _Group(group_id=group_id, precision=precision, threads=threads, parts=tuple(parts))
+
+    def _workloads(self, precision: Precision, threads: int) -> list[Workload]:
+        known = self.space.workloads(precision, threads)
+        between = [
+            Workload(phase="decode", tokens=1, context=context, batch=self.space.batch, precision=precision, threads=threads)
+            for context in held_out_contexts(self.space)
+        ]
+        return [*known, *between]
+
+    def _references(self, specs: Sequence[ArchSpec], workload: Workload) -> list[Subject]:
+        """One chain for each operator of the layouts, and embedding with head."""
+        found: dict[Any, Subject] = {}
+        for spec in specs:
+            for block in spec.layers:
+                for measured in self.table.parts(block, spec.dims, workload):
+                    copies = self.table.chain_copies(measured, spec.dims, workload)
+                    found.setdefault((spec.dims, measured.operator), block_subject(measured, spec.dims, copies))
+            found.setdefault(spec.dims, head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings))
+        return list(found.values())
+
+    def _key(self, subject: Subject, workload: Workload, purpose: str, group_id: str) -> str:
+        return measurement_key(
+            subject.subject_id,
+            workload,
+            fingerprint=self.info.fingerprint,
+            runtime=self.info.runtime or "",
+            purpose=f"{purpose} {group_id}".strip(),
+        )
+
+    def _case(self, key: str, subject: Subject, workload: Workload) -> Case:
+        path = write_subject(subject, self.run_dir / "models", precision=workload.precision, max_context=self.space.positions)
+        return make_case(key, path, read_info(path), workload)
+
+    def _note(self, key: str, subject: Subject, workload: Workload, purpose: str, more: dict[str, Any], planned: int) -> None:
+        self.store.plan(
+            key,
+            fingerprint=self.info.fingerprint,
+            subject_id=subject.subject_id,
+            subject=subject.to_dict() | more,
+            copies=subject.copies,
+            purpose=purpose,
+            workload=workload,
+            runtime=self.info.runtime or "",
+            planned=planned,
+        )
+
+    # -- measuring -------------------------------------------------------------------------------------------------------
+
+    def run(self, layouts: Sequence[tuple[str, ArchSpec]], memory_layouts: int) -> Iterator[CalibrateEvent]:
+        from archsearch.profile import Estimator
+
+        self.store.add_device(self.info)
+        self.plan(layouts, memory_layouts)
+        total = len(self.memory) + sum(len(group.parts) * self.passes * self.rounds for group in self.groups)
+        estimator = Estimator(total=total)
+
+        def event(label: str, *, worked: bool, failed: str | None = None) -> CalibrateEvent:
+            estimator.step(worked=worked)
+            if failed:
+                self.result.failures.append(f"{label}: {failed}")
+            return CalibrateEvent(label=label, done=estimator.done, total=total, seconds_left=estimator.seconds_left, failed=failed)
+
+        for spec, workload, key, case in self.memory:
+            worked = self.store.status(key) != "done"
+            failed = self._measure_memory(key, workload, case) if worked else None
+            yield event(f"memory {spec.name}", worked=worked, failed=failed)
+        for number, group in itertools.product(range(self.passes), self.groups):
+            for label, worked, failed in self._measure(group, number):
+                yield event(label, worked=worked, failed=failed)
+
+    def _measure_memory(self, key: str, workload: Workload, case: Case) -> str | None:
+        series, failed = "", None
+        plan = RunPlan(cases=(case,), purpose="memory", threads=workload.threads, min_runs=3, timeout_s=self.space.measure.timeout_s)
+        for event in self.device.run(plan):
+            match event:
+                case Started():
+                    series = self.store.start_series(self.info.fingerprint, event)
+                case MemoryResult():
+                    self.store.add_memory(key, series, event)
+                case Failed():
+                    self.store.add_failure(key, event)
+                    failed = f"{event.reason}: {event.detail}"
+        return failed
+
+    def _measure(self, group: _Group, number: int) -> Iterator[tuple[str, bool, str | None]]:
+        first = number * self.rounds
+        parts = {part.key: part for part in group.parts}
+        done = {key: self.store.done_rounds(key) for key in parts}
+        skipped = [(key, r) for key in parts for r in range(self.rounds) if first + r in done[key]]
+        for key, _ in skipped:
+            yield parts[key].subject.label, False, None
+        left = [part for part in group.parts if not done[part.key] >= set(range(first, first + self.rounds))]
+        if not left:
+            return
+        plan = RunPlan(
+            cases=tuple(part.case for part in left),
+            threads=group.threads,
+            rounds=self.rounds,
+            done=tuple(skipped),
+            min_runs=self.space.measure.min_runs,
+            min_time_ns=int(self.space.measure.min_time_ms * 1e6),
+            timeout_s=self.space.measure.timeout_s,
+            seed=first,
+        )
+        series = ""
+        for event in self.device.run(plan):
+            match event:
+                case Started():
+                    series = self.store.start_series(self.info.fingerprint, event)
+                case RoundResult():
+                    self.store.add_round(event.case_id, series, first + event.round, event)
+                    part = parts[event.case_id]
+                    yield f"{part.subject.label} {part.workload.label} {part.workload.precision}", True, None
+                case Failed():
+                    self.store.add_failure(event.case_id, event)
+                    yield parts[event.case_id].subject.label, True, f"{event.reason}: {event.detail}"
+
+    # -- the card --------------------------------------------------------------------------------------------------------
+
+    def card(self) -> CalibrationCard:
+        rows = {row.key: row for row in self.store.rows(fingerprint=self.info.fingerprint)}
+        cases = [case for group in self.groups for case in self._cases(group, rows)]
+        if not cases:
+            why = f": {self.result.failures[0]}" if self.result.failures else ""
+            raise RunError(f"no held-out model could be measured{why}")
+        memory = []
+        for spec, workload, key, _ in self.memory:
+            if rows[key].memory:
+                predicted = self.table.memory(spec, workload.context, workload.precision).total / MB
+                measured = rows[key].memory[-1]["peak_bytes"] / MB
+                memory.append(
+                    MeasuredMemory(
+                        layout=spec.name,
+                        precision=workload.precision,
+                        context=workload.context,
+                        phase="decode",
+                        predicted_mb=predicted,
+                        measured_mb=measured,
+                    )
+                )
+        specs = {part.spec.name: part.spec for group in self.groups for part in group.parts if part.spec is not None}
+        card = CalibrationCard(
+            device=self.table.device,
+            fingerprint=self.info.fingerprint,
+            created_unix_s=time.time(),
+            runtime=self.info.runtime or "",
+            layouts=tuple((self.kinds[name], spec) for name, spec in specs.items()),
+            cases=tuple(cases),
+            memory=tuple(memory),
+        )
+        strayed = [case for case in cases if not 1 / LARGEST_DRIFT <= case.drift <= LARGEST_DRIFT]
+        if strayed:
+            worst = max(strayed, key=lambda case: abs(math.log(case.drift)))
+            raise RunError(
+                f"the table's own chains take {worst.drift:.2f} times what they took when they were profiled "
+                f"({worst.workload.label}, {worst.workload.precision}): the machine has changed; close other programs and run "
+                "`archsearch calibrate --again`, or profile into a new run"
+            )
+        return card
+
+    def _cases(self, group: _Group, rows: dict[str, Row]) -> Iterator[MeasuredCase]:
+        drifts = {}
+        for workload in dict.fromkeys(part.workload for part in group.parts):
+            found = [
+                ratio for part in group.parts if part.spec is None and part.workload == workload and (ratio := self._drift(part, rows))
+            ]
+            if found:
+                drifts[workload] = float(np.median(found))
+        decode = [drift for workload, drift in drifts.items() if workload.phase == "decode"]
+        for part in group.parts:
+            if part.spec is None or not rows[part.key].rounds:
+                continue
+            interpolated = part.workload not in self.table.workloads()
+            drift = drifts.get(part.workload) or (float(np.median(decode)) if interpolated and decode else None)
+            if drift is None:
+                continue
+            try:
+                predicted = self.table.latency(part.spec, part.workload, widen=False)
+            except MissingMeasurement as error:
+                self.result.failures.append(f"{part.spec.name}: {error}")
+                continue
+            yield MeasuredCase(
+                layout=part.spec.name,
+                workload=part.workload,
+                measured=summary(round_medians(rows[part.key])),
+                predicted=predicted,
+                drift=drift,
+                interpolated=interpolated,
+            )
+
+    def _drift(self, part: _Part, rows: dict[str, Row]) -> float | None:
+        """A reference's time now over its time in the table."""
+        row = rows[part.key]
+        if not row.rounds:
+            return None
+        known: Estimate | None = self.table.measured(part.subject, part.workload)
+        return summary(round_medians(row)).value / known.value if known is not None else None

@@ -1,0 +1,95 @@
+"""A value with its interval, from the rounds of a measurement; and how a calibration widens it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from archsearch.store import Row
+
+CONFIDENCE = 0.90
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 90 % interval; `extrapolated` when it lies outside what was measured."""
+
+    value: float
+    low: float
+    high: float
+    extrapolated: bool = False
+
+    def scaled(self, factor: float) -> Estimate:
+        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.extrapolated)
+
+    @property
+    def relative(self) -> float:
+        """Half of the interval's width over the value: 0.02 means plus or minus 2 %."""
+        return (self.high - self.low) / 2 / self.value if self.value else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Widening:
+    """What whole models taught about the intervals of one kind of workload.
+
+    A prediction's half width h becomes `factor * sqrt(h² + error²)`, all relative to the value: noise of the parts and error of
+    their sum are independent, and `factor` makes the result cover what it claims (split conformal prediction with a normalised
+    score; Lei et al., Distribution-Free Predictive Inference for Regression, JASA 2018, section 5.2).
+    """
+
+    error: float
+    """Median |error| of whole models, relative."""
+    factor: float
+
+    def apply(self, estimate: Estimate) -> Estimate:
+        def wider(side: float) -> float:
+            return self.factor * math.hypot(side, self.error * estimate.value)
+
+        low, high = wider(estimate.value - estimate.low), wider(estimate.high - estimate.value)
+        return Estimate(estimate.value, max(0.0, estimate.value - low), estimate.value + high, estimate.extrapolated)
+
+    @classmethod
+    def fit(cls, errors: Sequence[float], halves: Sequence[float]) -> Widening:
+        """From relative errors of predictions, and the half widths of their stated intervals on the side of the truth.
+
+        Raises:
+            ValueError: no errors are given.
+        """
+        if not errors:
+            raise ValueError("a widening needs errors of whole models")
+        sizes = np.abs(np.asarray(errors, dtype=float))
+        middle = float(np.median(sizes))
+        scores = sizes / np.maximum(np.hypot(np.asarray(halves, dtype=float), middle), 1e-12)
+        n = len(scores)
+        rank = min(n, math.ceil((n + 1) * CONFIDENCE))
+        return cls(error=middle, factor=float(np.sort(scores)[rank - 1]))
+
+
+def round_medians(row: Row) -> np.ndarray:
+    """The median of each round, in nanoseconds for one copy.
+
+    Why medians of rounds: within a round, preemption only ever adds time and the median ignores it; rounds are separated in
+    time and spread over processes, so their spread is the uncertainty that matters.
+    """
+    return np.array([np.median(samples) for _, samples in sorted(row.rounds.items())]) / row.copies
+
+
+def summary(rounds_ns: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Median over rounds in milliseconds, with a percentile bootstrap interval over rounds."""
+    middle = float(np.median(rounds_ns)) / 1e6
+    if len(rounds_ns) < 2:
+        return Estimate(middle, middle, middle)
+    from scipy.stats import bootstrap
+
+    if np.ptp(rounds_ns) == 0:
+        return Estimate(middle, middle, middle)
+    result = bootstrap(
+        (rounds_ns,), np.median, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return Estimate(middle, float(result.confidence_interval.low) / 1e6, float(result.confidence_interval.high) / 1e6)
