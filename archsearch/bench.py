@@ -28,7 +28,7 @@ from archsearch.cases import (
 )
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.estimate import round_medians
+from archsearch.estimate import round_times, summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.spec import ArchSpec
@@ -347,13 +347,13 @@ class _Bench:
             if not rows[key].rounds:
                 return None
             count = counts[subject.blocks[0]] if subject.blocks else 1
-            now += count * float(np.median(round_medians(rows[key]))) / 1e6
+            now += count * summary(round_times(rows[key])).value
         return now / float(predicted.value)
 
 
 def measured_fields(row: Row) -> dict[str, Any]:
-    """Median of round medians and p95 of all samples, in milliseconds; null where nothing was measured."""
+    """The lower quartile, as predictions are, and p95 of all samples, in milliseconds; null where nothing was measured."""
     if not row.rounds:
         return {"measured_ms": None, "measured_p95_ms": None}
     samples = np.concatenate(list(row.rounds.values())) / row.copies
-    return {"measured_ms": float(np.median(round_medians(row))) / 1e6, "measured_p95_ms": float(np.percentile(samples, 95)) / 1e6}
+    return {"measured_ms": summary(round_times(row)).value, "measured_p95_ms": float(np.percentile(samples, 95)) / 1e6}

@@ -22,9 +22,10 @@ import numpy as np
 from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card
 from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
 from archsearch.errors import MissingMeasurement, RunError
-from archsearch.estimate import Estimate, round_medians, summary
-from archsearch.memory import MB
+from archsearch.estimate import Estimate, round_times, summary
+from archsearch.memory import MB, MemoryPhase
 from archsearch.predict import CostTable
+from archsearch.profile import Estimator, memory_workloads
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
@@ -163,21 +164,18 @@ class _Calibration:
         self.groups: list[_Group] = []
         self.kinds: dict[str, str] = {}
         self.memory: list[tuple[ArchSpec, Workload, str, Case]] = []
-        self.contexts = max((*space.decode, 0))
 
     # -- what is measured ------------------------------------------------------------------------------------------------
 
     def plan(self, layouts: Sequence[tuple[str, ArchSpec]], memory_layouts: int) -> None:
         self.kinds = {spec.name: kind for kind, spec in layouts}
         for precision in self.space.measure.precision:
-            for spec in [spec for _, spec in layouts][:memory_layouts] if self.space.decode else []:
-                workload = Workload(
-                    phase="decode", tokens=1, context=self.contexts, batch=self.space.batch, precision=precision, threads=self.space.threads
-                )
-                subject = model_subject(spec)
-                key = self._key(subject, workload, "calibration memory", "")
-                self.memory.append((spec, workload, key, self._case(key, subject, workload)))
-                self._note(key, subject, workload, "calibration memory", {"label": spec.name}, 1)
+            for workload in memory_workloads(self.space, precision):
+                for _, spec in layouts[:memory_layouts]:
+                    subject = model_subject(spec)
+                    key = self._key(subject, workload, "calibration memory", "")
+                    self.memory.append((spec, workload, key, self._case(key, subject, workload)))
+                    self._note(key, subject, workload, "calibration memory", {"label": spec.name}, 1)
             for threads in self.space.measure.threads:
                 for first in range(0, len(layouts), GROUP):
                     self.groups.append(self._group([spec for _, spec in layouts[first : first + GROUP]], precision, threads))
@@ -243,8 +241,6 @@ class _Calibration:
     # -- measuring -------------------------------------------------------------------------------------------------------
 
     def run(self, layouts: Sequence[tuple[str, ArchSpec]], memory_layouts: int) -> Iterator[CalibrateEvent]:
-        from archsearch.profile import Estimator
-
         self.store.add_device(self.info)
         self.plan(layouts, memory_layouts)
         total = len(self.memory) + sum(len(group.parts) * self.passes * self.rounds for group in self.groups)
@@ -319,21 +315,7 @@ class _Calibration:
         if not cases:
             why = f": {self.result.failures[0]}" if self.result.failures else ""
             raise RunError(f"no held-out model could be measured{why}")
-        memory = []
-        for spec, workload, key, _ in self.memory:
-            if rows[key].memory:
-                predicted = self.table.memory(spec, workload.context, workload.precision).total / MB
-                measured = rows[key].memory[-1]["peak_bytes"] / MB
-                memory.append(
-                    MeasuredMemory(
-                        layout=spec.name,
-                        precision=workload.precision,
-                        context=workload.context,
-                        phase="decode",
-                        predicted_mb=predicted,
-                        measured_mb=measured,
-                    )
-                )
+        memory = [entry for spec, workload, key, _ in self.memory for entry in self._peaks(spec, workload, rows[key])]
         specs = {part.spec.name: part.spec for group in self.groups for part in group.parts if part.spec is not None}
         card = CalibrationCard(
             device=self.table.device,
@@ -353,6 +335,25 @@ class _Calibration:
                 "`archsearch calibrate --again`, or profile into a new run"
             )
         return card
+
+    def _peaks(self, spec: ArchSpec, workload: Workload, row: Row) -> Iterator[MeasuredMemory]:
+        """Each phase that a row tells of, beside its prediction; nothing where the table does not know the phase."""
+        if not row.memory:
+            return
+        phases: tuple[MemoryPhase, ...] = ("load", "decode") if workload.phase == "decode" else ("prefill",)
+        for phase in phases:
+            measured = row.memory[-1]["load_peak_bytes" if phase == "load" else "peak_bytes"]
+            if measured is None or phase not in self.table.peaks.phases(workload.precision):
+                continue
+            predicted = self.table.peaks.model(spec, workload, phase).total
+            yield MeasuredMemory(
+                layout=spec.name,
+                precision=workload.precision,
+                context=workload.context or workload.tokens,
+                phase=phase,
+                predicted_mb=predicted / MB,
+                measured_mb=measured / MB,
+            )
 
     def _cases(self, group: _Group, rows: dict[str, Row]) -> Iterator[MeasuredCase]:
         drifts = {}
@@ -378,7 +379,7 @@ class _Calibration:
             yield MeasuredCase(
                 layout=part.spec.name,
                 workload=part.workload,
-                measured=summary(round_medians(rows[part.key])),
+                measured=summary(round_times(rows[part.key])),
                 predicted=predicted,
                 drift=drift,
                 interpolated=interpolated,
@@ -390,4 +391,4 @@ class _Calibration:
         if not row.rounds:
             return None
         known: Estimate | None = self.table.measured(part.subject, part.workload)
-        return summary(round_medians(row)).value / known.value if known is not None else None
+        return summary(round_times(row)).value / known.value if known is not None else None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
-from archsearch.estimate import round_medians, summary
+from archsearch.estimate import round_times, summary
 from archsearch.space import MeasureSettings, Space
 from archsearch.store import Store
 from archsearch.workload import Workload
@@ -188,12 +188,9 @@ class _Profile:
         return items
 
     def memory_items(self) -> list[Item]:
-        """Chain, single copy and head at the longest decode context, one thread count: threads add a stack each, no more."""
-        if not self.space.decode:
-            return []
+        """Chain, single copy and head at the longest context and the longest prompt, one thread count: threads add a stack each."""
         items = []
-        for precision in self.settings.precision:
-            workload = memory_workload(self.space, precision)
+        for workload in (w for precision in self.settings.precision for w in memory_workloads(self.space, precision)):
             for dims in self.space.all_dims:
                 for block in self.space.measured_blocks:
                     items += [self._item(block_subject(block, dims, n), workload, "memory") for n in (1, decode_copies(self.space))]
@@ -279,7 +276,7 @@ class _Profile:
             before = {n: samples for n, samples in row.rounds.items() if n < number * rounds}
             if row.status == "failed" or len(before) < number * rounds:
                 continue  # an earlier pass had enough of it
-            if summary(round_medians(replace(row, rounds=before))).relative > self.settings.interval:
+            if summary(round_times(replace(row, rounds=before))).relative > self.settings.interval:
                 found.append(item)
         estimator.total += rounds * len(found)
         for item in found:
@@ -349,6 +346,17 @@ class _Profile:
         )
 
 
-def memory_workload(space: Space, precision: Precision) -> Workload:
-    """The workload at which memory is measured: decoding at the longest context."""
-    return Workload(phase="decode", tokens=1, context=max(space.decode), batch=space.batch, precision=precision, threads=space.threads)
+def memory_workloads(space: Space, precision: Precision) -> tuple[Workload, ...]:
+    """The workloads at which memory is measured: decoding at the longest context (which tells of loading, too), and the longest prompt."""
+    found = []
+    if space.decode:
+        found.append(
+            Workload(phase="decode", tokens=1, context=max(space.decode), batch=space.batch, precision=precision, threads=space.threads)
+        )
+        if space.prefill:
+            found.append(
+                Workload(
+                    phase="prefill", tokens=max(space.prefill), context=0, batch=space.batch, precision=precision, threads=space.threads
+                )
+            )
+    return tuple(found)

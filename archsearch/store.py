@@ -23,8 +23,8 @@ from archsearch.workload import Workload
 from devices.base import DeviceInfo
 from devices.plan import Failed, Loaded, MemoryResult, RoundResult, Started
 
-SCHEMA_VERSION = 1
-"""1: first."""
+SCHEMA_VERSION = 2
+"""1: first. 2: the peak of loading."""
 
 SCHEMA = """
 CREATE TABLE devices (fingerprint TEXT PRIMARY KEY, device_id TEXT NOT NULL, info TEXT NOT NULL);
@@ -40,7 +40,7 @@ CREATE TABLE rounds (
     PRIMARY KEY (key, number));
 CREATE TABLE memory (
     key TEXT NOT NULL, series_id TEXT NOT NULL, base_bytes INTEGER NOT NULL, loaded_bytes INTEGER NOT NULL, peak_bytes INTEGER NOT NULL,
-    pss_bytes INTEGER, anonymous_bytes INTEGER, PRIMARY KEY (key, series_id));
+    pss_bytes INTEGER, anonymous_bytes INTEGER, load_peak_bytes INTEGER, PRIMARY KEY (key, series_id));
 CREATE INDEX measurements_subject ON measurements (fingerprint, subject_id);
 """
 TABLES = ("devices", "series", "measurements", "rounds", "memory")
@@ -109,10 +109,15 @@ class Store:
 
     def _migrate(self) -> None:
         with self.transaction():
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == SCHEMA_VERSION:
+                return
+            if version == 0:
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version == 1:
+                self._db.execute("ALTER TABLE memory ADD COLUMN load_peak_bytes INTEGER")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -227,7 +232,7 @@ class Store:
     def add_memory(self, key: str, series_id: str, event: MemoryResult) -> None:
         values = (key, series_id, event.base_bytes, event.loaded_bytes, event.peak_bytes, event.pss_bytes, event.anonymous_bytes)
         with self.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO memory VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            db.execute("INSERT OR REPLACE INTO memory VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, event.load_peak_bytes))
             db.execute("UPDATE measurements SET reason = NULL, detail = NULL WHERE key = ?", (key,))
 
     def add_failure(self, key: str, event: Failed) -> None:

@@ -183,6 +183,8 @@ class MemoryResult:
     peak_bytes: int
     pss_bytes: int | None
     anonymous_bytes: int | None
+    load_peak_bytes: int | None = None
+    """Highest resident set until the model was loaded, before inputs and caches were made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from archsearch.budgets import parse_metric
 from archsearch.cases import block_label, block_subject
-from archsearch.estimate import round_medians
+from archsearch.estimate import round_times
 from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.report.files import RunFiles
@@ -101,7 +101,7 @@ def roofline(run: RunFiles) -> Iterable[RooflinePoint]:
         costs = block_costs(block, dims)
         flops = costs.flops(tokens=workload.tokens, context=workload.context) * workload.batch
         read = costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache)
-        seconds = float(np.median(round_medians(row))) / 1e9
+        seconds = float(np.median(round_times(row))) / 1e9
         operator = operator_for(block.operator)
         yield RooflinePoint(
             label=block_label(block), family=operator.family, phase=workload.phase, intensity=flops / read, gflops=flops / seconds / 1e9

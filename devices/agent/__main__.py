@@ -52,6 +52,7 @@ class Agent:
         self.random = random.Random(plan.seed)
         self.bound: dict[str, BoundCase] = {}
         self.loaded_bytes: dict[str, int] = {}
+        self.load_peak_bytes: dict[str, int] = {}
 
     def run(self) -> None:
         self.emit(Started(conditions=self.conditions(pin(self.plan)), state=self.watch.look()))
@@ -103,7 +104,7 @@ class Agent:
                 continue
             for case in cases:
                 self.doing(case.case_id)
-                self.loaded_bytes[case.case_id] = memory.resident()
+                self.loaded_bytes[case.case_id], self.load_peak_bytes[case.case_id] = memory.resident(), memory.peak()
                 try:
                     bound = BoundCase(session, case, self.plan.seed)
                 except Exception as error:
@@ -157,6 +158,7 @@ class Agent:
                     peak_bytes=memory.peak(),
                     pss_bytes=now.get("Pss"),
                     anonymous_bytes=now.get("Anonymous"),
+                    load_peak_bytes=self.load_peak_bytes.get(case_id),
                 )
             )
 

@@ -51,6 +51,7 @@ class FakeDevice:
                     peak_bytes=60_000_000 + size,
                     pss_bytes=None,
                     anonymous_bytes=None,
+                    load_peak_bytes=65_000_000 + size,
                 )
                 continue
             yield Loaded(case_id=case.case_id, load_ns=5, first_run_ns=6)

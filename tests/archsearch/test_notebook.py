@@ -44,7 +44,7 @@ def test_the_notebook_runs(executed: Any) -> None:
     counted = re.search(r"(\d+) of (\d+) steps done", profiled)
     assert counted is not None
     assert counted[1] == counted[2]
-    assert "conv3/256" in text_of(executed, "round_medians")
+    assert "conv3/256" in text_of(executed, "round_times")
     assert "measured_ms" in text_of(executed, "BenchResult")
     assert "chosen: " in text_of(executed, "make_searcher(space, run, table, [budget]")
     assert "best_reachable" in text_of(executed, "1e-6")
