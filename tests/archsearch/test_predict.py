@@ -178,3 +178,33 @@ def test_measurements_of_another_runtime_or_of_failures_do_not_predict(space: Sp
                 [row for row in store.rows() if row.workload == decode(64) and row.runtime == "onnxruntime 9.9"], device="local"
             )
             failed.head(spec, decode(64))
+
+
+def by_size(case: Case) -> int:
+    """A law in which operator and FFN add up: time goes by the weights' bytes, and attention by its cache."""
+    size = sum(file.stat().st_size for file in case.model.parent.glob("*.data"))
+    return microseconds(case) + size // 10
+
+
+def test_blocks_that_were_not_measured_are_put_together_from_others(tmp_path: Path) -> None:
+    ffn = {"intermediate_size": [64, 96, 128]}
+    tables = {}
+    for separate in (True, False):
+        measure = {"precision": "fp32", "passes": 1, "rounds": 2, "separate": separate}
+        list(profile(Space.from_dict(small(ffn=ffn, measure=measure)), tmp_path / str(separate), FakeDevice(by_size)))
+        with Store(tmp_path / str(separate) / "measurements.db") as store:
+            tables[separate] = CostTable.load(store)
+    space = Space.from_dict(small(ffn=ffn))
+    spec = space.spec([space.blocks[0], *space.blocks[-3:]])
+    unmeasured = set(space.blocks) - set(space.measured_blocks)
+    assert unmeasured & set(spec.layers)
+    for workload in space.workloads():
+        assert tables[True].latency(spec, workload).value == pytest.approx(tables[False].latency(spec, workload).value, rel=0.01)
+    assert tables[True].memory(spec, 64).total == pytest.approx(tables[False].memory(spec, 64).total, rel=0.01)
+    for block in unmeasured:
+        parts = tables[True].parts(block, space.all_dims[0], space.workloads()[0])
+        assert sorted(parts.values()) == [-1, 1, 1]
+        assert block not in parts
+        assert tables[False].parts(block, space.all_dims[0], space.workloads()[0]) == {block: 1}
+    counts = tables[True].part_counts(spec, space.workloads()[0])
+    assert sum(counts.values()) == len(spec.layers)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import psutil
@@ -120,3 +121,51 @@ def test_a_graph_that_was_left_unchecked_is_checked_by_the_next_run(tmp_path: Pa
     list(profile(space, tmp_path, FakeDevice()))
     assert checked[0] == checked[1]
     assert len(set(checked)) == len(space.blocks)
+
+
+def test_operators_and_ffns_are_measured_apart_unless_asked_otherwise(tmp_path: Path) -> None:
+    ffn = {"intermediate_size": [64, 96, 128]}
+    apart = Space.from_dict(small(ffn=ffn))
+    whole = Space.from_dict(small(ffn=ffn, measure={"precision": "fp32", "separate": False}))
+    labels = {}
+    for name, space in (("apart", apart), ("whole", whole)):
+        list(profile(space, tmp_path / name, FakeDevice()))
+        labels[name] = {row.subject["label"] for row in rows(tmp_path / name) if row.subject["kind"] == "block"}
+    assert labels["apart"] == {"conv3/64", "conv3/96", "conv3/128", "gqa2/128"}
+    assert labels["whole"] == labels["apart"] | {"gqa2/64", "gqa2/96"}
+
+
+def test_what_is_uncertain_gets_further_passes_and_nothing_else(tmp_path: Path) -> None:
+    space = Space.from_dict(small())
+    assert (space.measure.passes, space.measure.max_passes) == (2, 4)
+    steady = FakeDevice()
+    list(profile(space, tmp_path / "steady", steady))
+    shaky_key = next(row.key for row in rows(tmp_path / "steady") if row.purpose == "latency" and row.subject["label"] == "gqa2/96")
+    turn = itertools.count()
+    noisy = FakeDevice(lambda case: 1000 + (next(turn) % 5) * 100 if case.case_id == shaky_key else 1000)
+    events = list(profile(space, tmp_path / "noisy", noisy))
+    rounds = {row.key: len(row.rounds) for row in rows(tmp_path / "noisy") if row.purpose == "latency"}
+    assert rounds.pop(shaky_key) == 4 * space.measure.rounds
+    assert set(rounds.values()) == {2 * space.measure.rounds}
+    assert all(row.status == "done" for row in rows(tmp_path / "noisy"))
+    assert events[-1].done == events[-1].total
+    again = FakeDevice()
+    list(profile(space, tmp_path / "noisy", again))
+    assert again.measured == []
+
+
+def test_an_interrupted_further_pass_goes_on(tmp_path: Path) -> None:
+    space = Space.from_dict(small())
+    turn = itertools.count()
+    first = FakeDevice(lambda case: 1000 + (next(turn) % 5) * 100)
+    base = 9 * 4
+    events = profile(space, tmp_path, first)
+    for event in events:
+        if event.stage == "latency" and len(first.measured) == base + 3:
+            events.close()
+    second = FakeDevice(lambda case: 1000)
+    list(profile(space, tmp_path, second))
+    assert all(row.status == "done" for row in rows(tmp_path))
+    measured = {row.key: len(row.rounds) for row in rows(tmp_path) if row.purpose == "latency"}
+    assert sum(measured.values()) == len(first.measured) + len(second.measured)
+    assert max(measured.values()) <= 8

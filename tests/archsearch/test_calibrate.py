@@ -1,0 +1,217 @@
+"""Calibration against devices whose law is known: parts that add up, machines that drift, models that cost more than their parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from archsearch.calibrate import CalibrateResult, calibrate, held_out, held_out_contexts
+from archsearch.calibration import CalibrationCard
+from archsearch.errors import RunError
+from archsearch.profile import profile
+from archsearch.run import load_table
+from archsearch.space import Space
+from archsearch.workload import Workload
+from devices.plan import Case, Event, RoundResult, RunPlan
+from tests.archsearch.command_line import run_command
+from tests.archsearch.fake_device import FakeDevice
+from tests.archsearch.spaces import small
+
+
+def law(case: Case) -> float:
+    """Nanoseconds: 50 µs a layer, 0.2 ns a byte of weights, 100 ns a position of a growing cache, 30 µs for a vocabulary."""
+    layers = {state.input.split(".")[1] for state in case.states}
+    growing = sum(100 * feed.shape[2] for feed in case.feeds if feed.name.endswith(".key"))
+    weights = 0.2 * sum(file.stat().st_size for file in case.model.parent.glob("*.data"))
+    return 50_000 * len(layers) + weights + growing + (30_000 if any(feed.name == "input_ids" for feed in case.feeds) else 0)
+
+
+def is_model(case: Case) -> bool:
+    names = {feed.name for feed in case.feeds}
+    return "input_ids" in names and bool(case.states)
+
+
+class Lawful(FakeDevice):
+    """`factor(case)` scales the law."""
+
+    def __init__(self, factor: Callable[[Case], float] = lambda case: 1.0, broken: frozenset[str] = frozenset()) -> None:
+        super().__init__(lambda case: round(law(case) * factor(case)), broken)
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stopping(Lawful):
+    """Dies after so many rounds."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        for event in super().run(plan):
+            if isinstance(event, RoundResult):
+                self.after -= 1
+                if self.after < 0:
+                    raise Stopped
+            yield event
+
+
+def space(**changes: object) -> Space:
+    model = {"name": "small", "hidden_size": 64, "vocab_size": 512, "layers": [3, 4]}
+    return Space.from_dict(small(model=model, ffn={"intermediate_size": [64, 96]}, **changes))
+
+
+def profiled(path: Path, **changes: object) -> Path:
+    list(profile(space(**changes), path, Lawful()))
+    return path
+
+
+def calibrated(run_dir: Path, device: FakeDevice, **options: object) -> CalibrationCard:
+    result = CalibrateResult()
+    settings = {"layouts": 6, "memory_layouts": 2, "passes": 1, "rounds": 2} | options
+    list(calibrate(space(), run_dir, device, load_table(run_dir, "local"), result=result, **settings))  # type: ignore[arg-type]
+    assert result.card is not None
+    return result.card
+
+
+def test_held_out_layouts_differ_mix_operators_and_depend_on_the_seed() -> None:
+    layouts = held_out(space(), 12)
+    specs = [spec for _, spec in layouts]
+    assert len({spec.spec_id for spec in specs}) == len({spec.name for spec in specs}) == 12
+    assert {kind for kind, _ in layouts} == {"structured", "random"}
+    assert all(len(set(spec.layers)) > 1 for spec in specs)
+    assert {len(spec.layers) for spec in specs} == {3, 4}
+    assert {layer.ffn for spec in specs for layer in spec.layers} == set(space().ffns)
+    assert [spec.spec_id for _, spec in held_out(space(), 12)] == [spec.spec_id for spec in specs]
+    assert [spec.spec_id for _, spec in held_out(space(), 12, seed=1)] != [spec.spec_id for spec in specs]
+
+
+def test_a_tiny_space_gives_what_it_has() -> None:
+    single = Space.from_dict(small(operators=[{"kind": "short_conv", "kernel_size": 3}]))
+    assert len(held_out(single, 12)) == 1
+
+
+def test_contexts_between_the_measured_ones_are_held_out() -> None:
+    assert held_out_contexts(space()) == (45,)
+    assert held_out_contexts(space(workloads={"prefill": [16], "decode": [0, 32]})) == ()
+
+
+def test_parts_that_add_up_have_no_error(tmp_path: Path) -> None:
+    card = calibrated(profiled(tmp_path), Lawful())
+    assert len(card.summary()) == 4  # one prefill, two decode, one between
+    for line in card.summary():
+        assert line["worst"] < 2e-3, line
+        assert line["drift_low"] == pytest.approx(1)
+        assert line["drift_high"] == pytest.approx(1)
+    assert [case.interpolated for case in card.cases].count(True) == 6
+    decode = [line for line in card.summary() if line["phase"] == "decode"]
+    assert all(line["rank_correlation"] > 0.9 for line in decode)  # layouts of equal parts tie
+    assert {entry.phase for entry in card.memory} == {"load", "prefill", "decode"}
+
+
+def test_a_machine_that_drifted_is_corrected_for(tmp_path: Path) -> None:
+    card = calibrated(profiled(tmp_path), Lawful(lambda case: 1.1))
+    for case in card.cases:
+        assert case.drift == pytest.approx(1.1, rel=1e-3)
+        assert case.error == pytest.approx(0, abs=2e-3)
+        assert case.uncorrected_error == pytest.approx(1 / 1.1 - 1, abs=2e-3)
+
+
+def test_a_machine_that_is_another_one_is_refused_and_may_be_measured_again(tmp_path: Path) -> None:
+    run_dir = profiled(tmp_path)
+    with pytest.raises(RunError, match=r"take 1\.50 times what they took.*--again"):
+        calibrated(run_dir, Lawful(lambda case: 1.5))
+    assert not (run_dir / "calibration.json").exists()
+    with pytest.raises(RunError, match="take 1\\.50 times"):  # without --again, what was measured stands
+        calibrated(run_dir, Lawful())
+    assert calibrated(run_dir, Lawful(), again=True).cases[0].drift == pytest.approx(1)
+
+
+def test_a_model_that_costs_more_than_its_parts_widens_the_intervals(tmp_path: Path) -> None:
+    run_dir = profiled(tmp_path)
+    before = load_table(run_dir, "local")
+    spec = held_out(space(), 1)[0][1]
+    workload = Workload(phase="decode", tokens=1, context=64, precision="fp32")
+    assert before.latency(spec, workload).relative < 1e-3
+    card = calibrated(run_dir, Lawful(lambda case: 1.06 if is_model(case) else 1.0))
+    for line in card.summary():
+        assert line["median"] == pytest.approx(1 - 1 / 1.06, rel=0.05)
+        assert line["bias"] < 0
+        assert line["coverage"] == 0
+        assert line["coverage_widened"] >= 0.8
+    table = load_table(run_dir, "local")
+    after = table.latency(spec, workload)
+    assert after.value == before.latency(spec, workload).value
+    assert after.low < after.value < 1.06 * after.value <= 1.002 * after.high
+    assert table.latency(spec, workload, widen=False) == before.latency(spec, workload)
+    unseen = Workload(phase="decode", tokens=1, context=50, precision="fp32")
+    assert table.latency(spec, unseen).relative > 0.05
+
+
+def test_an_interrupted_calibration_measures_exactly_the_rest(tmp_path: Path) -> None:
+    run_dir = profiled(tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        calibrated(run_dir, Stopping(after=20))
+    second = Lawful()
+    calibrated(run_dir, second)
+    whole = Lawful()
+    calibrated(profiled(tmp_path / "whole"), whole)
+    assert len(second.measured) == len(whole.measured) - 20
+    third = Lawful()
+    calibrated(run_dir, third)
+    assert third.measured == []
+    assert third.memory == []
+
+
+def test_widenings_of_another_runtime_do_not_count(tmp_path: Path) -> None:
+    run_dir = profiled(tmp_path)
+    calibrated(run_dir, Lawful())
+    path = run_dir / "calibration.json"
+    cards = json.loads(path.read_text())
+    assert load_table(run_dir, "local").widenings
+    for card in cards.values():
+        card["runtime"] = "onnxruntime 9.9"
+    path.write_text(json.dumps(cards))
+    assert not load_table(run_dir, "local").widenings
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"ffffffffffff": {}}', "[]", '{"ffffffffffff": {"runtime": "onnxruntime 0.0", "summary": [{}]}}']
+)
+def test_a_damaged_card_is_named(tmp_path: Path, content: str) -> None:
+    run_dir = profiled(tmp_path)
+    (run_dir / "calibration.json").write_text(content)
+    with pytest.raises(RunError, match=r"calibration\.json.*remove it"):
+        load_table(run_dir, "local")
+
+
+def test_the_command_on_this_machine(tmp_path: Path) -> None:
+    """The whole way with real graphs and the real agent, small; its numbers are whatever this machine gives."""
+    file = tmp_path / "space.toml"
+    import tomli_w
+
+    quick = {"precision": "fp32", "passes": 1, "max_passes": 1, "rounds": 2, "min_time_ms": 2}
+    file.write_text(tomli_w.dumps(small(measure=quick)))
+    run_dir = tmp_path / "run"
+    assert run_command("profile", str(file), "--run", str(run_dir)).status == 0
+    options = ("--layouts", "2", "--memory-layouts", "1", "--passes", "1", "--rounds", "1")
+    done = run_command("calibrate", "--run", str(run_dir), *options, "--json")
+    if done.status == 1:
+        assert "the machine has changed" in done.err  # noise of a busy machine: refused, as it should be
+        return
+    document = json.loads(done.out)
+    assert {line["phase"] for line in document["memory"]} == {"load", "prefill", "decode"}
+    assert len(document["layouts"]) == 2
+    assert all(line["measured_ms"] > 0 for line in document["cases"])
+
+
+def test_calibrating_what_is_no_run_says_so(tmp_path: Path) -> None:
+    done = run_command("calibrate", "--run", str(tmp_path))
+    assert done.status == 2
+    assert "not a run" in done.err
+    assert "archsearch profile" in done.err
