@@ -222,6 +222,41 @@ class SeriesRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutRow:
+    """One held-out whole model at one workload: the prediction, scaled by the machine's drift, beside the measurement."""
+
+    layout: str
+    workload: str
+    setting: str
+    """Precision and threads, "int4, 2 threads"."""
+    unit: str
+    predicted: float
+    measured: float
+    error: float
+    """Signed, relative."""
+    covered: bool
+    """Whether the stated interval held the measured value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationSummary:
+    """Errors of held-out models at one workload, relative; None for what was not computed."""
+
+    workload: str
+    setting: str
+    layouts: int
+    median: float
+    worst: float
+    bias: float
+    p95: float | None = None
+    rank_correlation: float | None = None
+    coverage: float | None = None
+    coverage_widened: float | None = None
+    drift: tuple[float, float] | None = None
+    interpolated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FailureRow:
     label: str
     workload: str
@@ -274,6 +309,8 @@ class Report:
     choice_rule: str = ""
     """One sentence: by which rule the layout was chosen, and on what evidence."""
     predicted: tuple[PredictedRow, ...] = ()
+    held_out: tuple[HeldOutRow, ...] = ()
+    calibration: tuple[CalibrationSummary, ...] = ()
     memory: tuple[MemoryRow, ...] = ()
     memory_budget_mb: float | None = None
     parameters: tuple[ParameterRow, ...] = ()

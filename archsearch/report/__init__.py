@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archsearch.errors import InputError
-from archsearch.report import measured, searched, trained
+from archsearch.report import calibrated, measured, searched, trained
 from archsearch.report.files import RunFiles
 from archsearch.search.result import TEXT_TIE
 from reports.rows import Report
@@ -69,6 +69,8 @@ def report(run: RunFiles) -> Report:
         chosen_pattern=run.chosen.pattern if run.chosen else "",
         choice_rule=CHOICE if run.chosen else "",
         predicted=tuple(trained.predicted(run)),
+        held_out=calibrated.held_out(run),
+        calibration=calibrated.summaries(run),
         memory=tuple(trained.memory(run)),
         memory_budget_mb=next((budget.limit for budget in searched.budgets(run) if budget.metric.startswith("memory_mb")), None),
         parameters=tuple(trained.parameters(run)),

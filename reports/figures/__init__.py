@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reports.figures.calibration import calibration_chart
 from reports.figures.chart import Chart, Figure, Table, View
 from reports.figures.designs import designs_chart
 from reports.figures.memory import memory_chart
@@ -26,6 +27,7 @@ def charts(report: Report, palette: Palette) -> dict[str, Chart]:
         roofline_chart(report, palette),
         designs_chart(report),
         predicted_chart(report),
+        calibration_chart(report),
         memory_chart(report, palette),
         parameters_chart(report, palette),
         training_chart(report),

@@ -13,12 +13,14 @@ from pathlib import Path
 from reports.page import render
 from reports.rows import (
     BudgetRow,
+    CalibrationSummary,
     Card,
     Cell,
     DesignRow,
     DeviceRow,
     FailureRow,
     HeldOutPoint,
+    HeldOutRow,
     MemoryRow,
     OperatorCost,
     ParameterRow,
@@ -89,6 +91,23 @@ def sample_report(seed: int = 0) -> Report:
         chosen_pattern=chosen.pattern,
         choice_rule="Among the trained layouts within the budgets: those that solve recall, and of these the fewest bits per byte.",
         predicted=tuple(_predicted(random_)),
+        held_out=tuple(_held_out()),
+        calibration=(
+            CalibrationSummary(
+                workload="decode@4096",
+                setting="int4, 1 thread",
+                layouts=6,
+                median=0.02,
+                p95=0.07,
+                worst=0.08,
+                bias=-0.01,
+                rank_correlation=0.97,
+                coverage=0.5,
+                coverage_widened=0.9,
+                drift=(0.98, 1.02),
+            ),
+            CalibrationSummary(workload="memory, decode", setting="int4", layouts=4, median=0.02, worst=0.11, bias=0.01),
+        ),
         memory=tuple(_memory()),
         memory_budget_mb=360.0,
         parameters=_parameters(),
@@ -227,6 +246,23 @@ def _budgets(chosen: DesignRow) -> list[BudgetRow]:
         BudgetRow(metric="prefill_ms@512", unit="ms", limit=900.0, predicted=871.0, measured=962.0),
         BudgetRow(metric="memory_mb@4096", unit="MB", limit=360.0, predicted=chosen.memory_mb, measured=341.0),
         BudgetRow(metric="parameters", unit="", limit=400e6, predicted=chosen.parameters),
+    ]
+
+
+def _held_out() -> list[HeldOutRow]:
+    errors = (-0.08, -0.03, -0.01, 0.0, 0.02, 0.04)
+    return [
+        HeldOutRow(
+            layout=f"random {n}",
+            workload="decode@4096",
+            setting="int4, 1 thread",
+            unit="ms",
+            predicted=6.0 * (1 + error),
+            measured=6.0,
+            error=error,
+            covered=abs(error) < 0.03,
+        )
+        for n, error in enumerate(errors)
     ]
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from reports.figures import charts
+from reports.figures.calibration import calibration_info
+from reports.figures.calibration import plot as plot_calibration
 from reports.figures.chart import log_ticks
 from reports.figures.designs import QUALITIES, costs_info, front_of, pareto_info
 from reports.figures.memory import memory_info
@@ -223,7 +225,18 @@ def test_colours_are_shared_and_inks_readable(report: Report) -> None:
 def test_every_figure_is_valid_plotly(report: Report) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
     drawn = charts(report, palette_of(report))
-    assert set(drawn) == {"decode", "prefill", "samples", "roofline", "designs", "predicted", "memory", "parameters", "training"}
+    assert set(drawn) == {
+        "decode",
+        "prefill",
+        "samples",
+        "roofline",
+        "designs",
+        "predicted",
+        "calibration",
+        "memory",
+        "parameters",
+        "training",
+    }
     for chart in drawn.values():
         assert chart.views
         assert chart.summary
@@ -253,3 +266,18 @@ def test_numbers_in_words() -> None:
     assert signed_percent(-0.0571) == "−5.7 %"
     assert metric_name("decode_ms@4096") == "decode at 4,096 tokens"
     assert sorted(["swa512", "swa64", "conv7"], key=natural_key) == ["conv7", "swa64", "swa512"]
+
+
+def test_errors_of_held_out_models_lie_where_they_are_and_show_what_was_covered(report: Report) -> None:
+    info = calibration_info(report)
+    assert info is not None
+    assert (info.layouts, info.within, len(info.shown)) == (6, 5, 1)
+    assert info.shown[0].endswith("int4, 1 thread")
+    figure = plot_calibration(info)
+    covered, missed = figure["data"]
+    assert sorted(covered["x"] + missed["x"]) == pytest.approx([-8, -3, -1, 0, 2, 4])
+    assert sorted(missed["x"]) == pytest.approx([-8, -3, 4])
+    low, high = figure["layout"]["xaxis"]["range"]
+    assert low < -8
+    assert high > 5
+    assert calibration_info(Report(title="", subtitle="")) is None
