@@ -77,7 +77,7 @@ def plot(info: CalibrationInfo) -> Figure:
     yaxis = axis(
         range=[len(info.shown) - 0.4, -0.6],
         tickvals=list(places.values()),
-        ticktext=[plain(name) for name in info.shown],
+        ticktext=["<br>".join(plain(part) for part in name.split(", ", 1)) for name in info.shown],  # two lines: narrow screens
         tickfont={"size": 11, "color": INK},
         showgrid=False,
     )
@@ -102,7 +102,7 @@ def plot(info: CalibrationInfo) -> Figure:
         "line": {"width": 0},
         "layer": "below",
     }
-    height = 84 + 34 * len(info.shown)
+    height = 84 + 38 * len(info.shown)
     return {"data": data, "layout": layout(xaxis=xaxis, yaxis=yaxis, height=height, shapes=[band])}
 
 
