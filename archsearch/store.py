@@ -69,6 +69,8 @@ class Row:
     states: tuple[dict[str, Any], ...]
     """The machine before and after every round."""
     series: tuple[str, ...]
+    processes: dict[int, str]
+    """The series that measured each round."""
     memory: tuple[dict[str, Any], ...]
 
     @property
@@ -376,5 +378,6 @@ def _row(row: sqlite3.Row, rounds: list[sqlite3.Row], memory: list[dict[str, Any
         cpu={entry["number"]: np.frombuffer(entry["cpu"], "<i8") for entry in rounds if entry["cpu"] is not None},
         states=tuple(json.loads(entry[when]) for entry in rounds for when in ("before", "after")),
         series=tuple(dict.fromkeys([*(entry["series_id"] for entry in rounds), *(entry["series_id"] for entry in memory)])),
+        processes={entry["number"]: entry["series_id"] for entry in rounds},
         memory=tuple(memory),
     )

@@ -1,0 +1,60 @@
+"""The command that compares two files of measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archsearch.cli.app import JsonOption, app, print_json
+
+if TYPE_CHECKING:
+    from archsearch.compare import Comparison
+
+
+@app.command(epilog="Example: archsearch compare runs/before runs/after --across runtime")
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder or a measurements.db.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    across: Annotated[
+        list[str] | None, typer.Option("--across", metavar="CONDITION", help="device, runtime, huge_pages, ...: meant to differ.")
+    ] = None,
+    device_a: Annotated[str | None, typer.Option("--device-a", metavar="ID", help="Which device of A, where it holds several.")] = None,
+    device_b: Annotated[str | None, typer.Option("--device-b", metavar="ID", help="Which device of B.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Ratios with intervals between two runs of the same space; refuses runs whose conditions differ."""
+    from archsearch.compare import compare as pair_up
+    from archsearch.compare import load_side
+
+    found = pair_up(load_side(a, device_a), load_side(b, device_b), across=across or ())
+    if json_output:
+        print_json(found.to_dict())
+    else:
+        print_comparison(found)
+
+
+def print_comparison(found: Comparison) -> None:
+    """One line a pair, then the geometric mean."""
+    from archsearch.cli.tables import milliseconds, stderr, stdout, table
+
+    rows = [
+        [
+            pair.label,
+            f"{pair.workload.label} {pair.workload.precision} {pair.workload.threads}T",
+            milliseconds(pair.a_ms),
+            milliseconds(pair.b_ms),
+            f"{pair.ratio:.3f}",
+            f"{pair.low:.2f}-{pair.high:.2f}",
+            pair.verdict,
+        ]
+        for pair in found.pairs
+    ]
+    title = "B beside A, ms a copy; ratio B/A with its 90 % interval"
+    stdout.print(table(["what", "workload", "A", "B", "B/A", "", "B is"], rows, title=title, numbers_from=2))
+    stdout.print(f"geometric mean of the ratios: {found.mean:.3f} ({found.mean_low:.3f}-{found.mean_high:.3f})")
+    for name, (one, two) in found.differs.items():
+        stdout.print(f"{name}: {one} in A, {two} in B", style="dim")
+    if found.only_a or found.only_b:
+        stderr.print(f"left out, since only one side has them: {found.only_a} of A, {found.only_b} of B", style="dim")

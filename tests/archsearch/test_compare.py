@@ -1,0 +1,142 @@
+"""Two profiles of one space beside each other."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from archsearch.compare import Comparison, compare, load_side
+from archsearch.errors import InputError, StoreError
+from archsearch.profile import profile
+from archsearch.space import Space
+from archsearch.store import Store
+from devices.base import DeviceInfo
+from devices.plan import Event, RunPlan, Started
+from tests.archsearch.command_line import run_command
+from tests.archsearch.fake_device import CONDITIONS, INFO, FakeDevice
+from tests.archsearch.spaces import small
+
+
+class Noisy(FakeDevice):
+    """A device of a known speed, 3 % of noise, and conditions of its own."""
+
+    def __init__(self, factor: float, seed: int, *, info: DeviceInfo = INFO, **conditions: object) -> None:
+        draw = random.Random(seed)
+        super().__init__(lambda case: round(100_000 * factor * draw.gauss(1, 0.03)))
+        self._info, self._conditions = info, replace(CONDITIONS, **conditions)  # type: ignore[arg-type]
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._info
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        for event in super().run(plan):
+            yield replace(event, conditions=self._conditions) if isinstance(event, Started) else event
+
+
+def profiled(path: Path, device: FakeDevice, **measure: object) -> Path:
+    settings = {"precision": "fp32", "passes": 2, "max_passes": 2, "rounds": 5, **measure}
+    list(profile(Space.from_dict(small(measure=settings)), path, device))
+    return path
+
+
+def compared(a: Path, b: Path, *across: str) -> Comparison:
+    return compare(load_side(a), load_side(b), across=across)
+
+
+def test_a_known_ratio_is_found_and_covered(tmp_path: Path) -> None:
+    a, b = profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", Noisy(1.2, 2))
+    found = compared(a, b)
+    assert len(found.pairs) == 9
+    assert found.mean == pytest.approx(1.2, rel=0.02)
+    assert found.mean_low <= 1.2 <= found.mean_high
+    assert {pair.verdict for pair in found.pairs} == {"slower"}
+    assert {pair.verdict for pair in compared(b, a).pairs} == {"faster"}
+    assert compared(b, a).mean == pytest.approx(1 / found.mean)
+    assert sum(pair.low <= 1.2 <= pair.high for pair in found.pairs) >= 7
+
+
+def test_equal_machines_show_no_difference(tmp_path: Path) -> None:
+    found = compared(profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", Noisy(1, 2)))
+    assert [pair.verdict for pair in found.pairs].count("no difference shown") >= 8
+    assert found.mean == pytest.approx(1, abs=0.02)
+
+
+def test_too_few_rounds_are_said_to_be(tmp_path: Path) -> None:
+    few = {"passes": 1, "max_passes": 1, "rounds": 3}
+    found = compared(profiled(tmp_path / "a", Noisy(1, 1), **few), profiled(tmp_path / "b", Noisy(2, 2), **few))
+    assert {(pair.verdict, pair.p) for pair in found.pairs} == {("too few rounds", None)}
+
+
+@pytest.mark.parametrize(
+    ("condition", "device"),
+    [
+        ("huge_pages", Noisy(1, 2, huge_pages="never")),
+        ("governor", Noisy(1, 2, governor="powersave")),
+        ("cores", Noisy(1, 2, cores=(0, 1))),
+        ("glibc_tunables", Noisy(1, 2, extra={"glibc_tunables": "glibc.malloc.hugetlb=1"})),
+        ("device", Noisy(1, 2, info=replace(INFO, fingerprint="e" * 12))),
+        ("runtime", Noisy(1, 2, info=replace(INFO, runtime="onnxruntime 9.9"))),
+    ],
+)
+def test_runs_that_are_not_alike_are_refused_by_name(tmp_path: Path, condition: str, device: FakeDevice) -> None:
+    a, b = profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", device)
+    with pytest.raises(InputError, match=f"not alike: {condition} is .*--across {condition}"):
+        compared(a, b)
+    assert set(compared(a, b, condition).differs) == {condition}
+    other = "agent" if condition != "agent" else "governor"
+    with pytest.raises(InputError, match="not alike"):
+        compared(a, b, other)
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    a = profiled(tmp_path / "a", Noisy(1, 1))
+    with pytest.raises(StoreError, match="no measurements here"):
+        load_side(tmp_path / "nothing")
+    (tmp_path / "text.db").write_text("not a database, but long enough to be read as one " * 20)
+    with pytest.raises(StoreError, match=r"text\.db: cannot be read"):
+        load_side(tmp_path / "text.db")
+    with pytest.raises(InputError, match="--across weather: not one of device"):
+        compared(a, a, "weather")
+    elsewhere = tmp_path / "elsewhere"
+    list(profile(Space.from_dict(small(workloads={"prefill": [8], "decode": []})), elsewhere, Noisy(1, 1)))
+    with pytest.raises(InputError, match="no measurement in common"):
+        compared(a, elsewhere)
+
+
+def test_several_devices_in_one_file_need_a_name(tmp_path: Path) -> None:
+    run = profiled(tmp_path / "run", Noisy(1, 1))
+    profiled(run, Noisy(1.5, 2, info=replace(INFO, device_id="other", fingerprint="e" * 12)))
+    with pytest.raises(InputError, match=r"several devices.*--device-a"):
+        load_side(run)
+    found = compare(load_side(run, "local"), load_side(run, "other"), across=["device"])
+    assert found.mean == pytest.approx(1.5, rel=0.03)
+    with pytest.raises(InputError, match="third was not measured here"):
+        load_side(run, "third")
+
+
+def test_what_is_read_is_not_changed(tmp_path: Path) -> None:
+    a = profiled(tmp_path / "a", Noisy(1, 1))
+    with Store(a / "measurements.db"):
+        pass  # its WAL is written back
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in a.iterdir() if file.is_file()}
+    compared(a, a)
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in a.iterdir() if file.is_file() and file in before} == before
+    assert "measurements.db" in os.listdir(a)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    a, b = profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", Noisy(1.2, 2))
+    document = run_command("compare", a, b, "--json").document
+    assert document["geometric_mean"]["ratio"] == pytest.approx(1.2, rel=0.02)
+    shown = run_command("compare", a, b)
+    assert shown.status == 0
+    assert "geometric mean of the ratios: 1." in shown.out
+    refused = run_command("compare", a, profiled(tmp_path / "c", Noisy(1, 3, governor="powersave")))
+    assert refused.status == 2
+    assert "governor" in refused.error
