@@ -145,16 +145,23 @@ class MemoryTable:
             MissingMeasurement: a part was not measured in that precision and phase.
         """
         precision, counts = workload.precision, spec.block_counts()
-        head = self._head(spec, precision, phase)
         blocks = {block: self.block(block, spec.dims, precision, phase) for block in counts}
-        common = self.runtime_bytes(spec.dims, precision, phase)
-        runtime = max((memory.runtime for memory in blocks.values()), default=common) if phase == "prefill" else common
+        session = self.runtime_bytes(spec.dims, precision, phase)
+        runtime = max((memory.runtime for memory in blocks.values()), default=session) if phase == "prefill" else session
+        head = self._head(spec, precision, phase)
+        if phase != "load" and "load" in self.phases(precision):
+            # What is loaded stays; of the activations, of blocks and of the head, only the largest counts.
+            loaded, empty = self._head(spec, precision, "load"), self.runtime_bytes(spec.dims, precision, "load")
+            runtime = max(runtime, empty + head - loaded)
+            weights = loaded - empty
+        else:
+            weights = head - session
         cache = 0 if phase == "load" else workload.cache
         caches = sum(n * block_costs(block, spec.dims).state_bytes(batch=workload.batch, cache=cache) for block, n in counts.items())
         return MemoryParts(
             process=self.process_bytes(),
             runtime=runtime,
-            embedding_head=max(0.0, head - common),
+            embedding_head=max(0.0, weights),
             weights=sum(n * blocks[block].weights for block, n in counts.items()),
             caches=caches if phase != "load" else 0.0,
         )
