@@ -5,7 +5,8 @@
 Every round runs each runtime at each thread count once, in a fresh process, in shuffled order, on the same cores, with the same huge
 pages from the allocator. Printed: tokens a second, median over rounds with quartiles, and ours over theirs, round by round. Beside
 each stands its share of the machine's limit: stored weights over read bandwidth for decode, float32 arithmetic for prefill (of which
-a quantised product may do more than 100 %). Rivals that are not there are named with what would install them.
+a quantised product may do more than 100 %). Rivals that are not there are named with what would install them. Each line of a round says what share of
+all cores other programs took meanwhile: above a few per cent, it measured them, too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import argparse
 import json
 import platform
 import random
+import resource
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 from rivals import RIVALS, Samples, tokens_of
@@ -73,6 +77,28 @@ def limits(spec: ArchSpec, workloads: Sequence[str], threads: Sequence[int]) -> 
                 work = head + sum(block_costs(block, spec.dims).flops(tokens=tokens, context=0) for block in spec.layers)
                 found[limit.threads, workload] = tokens * limit.per_second / work
     return found
+
+
+class Others:
+    """Share of all cores' time that programs beside ours used, or that a hypervisor took, since it was made."""
+
+    def __init__(self) -> None:
+        self.begun, self.busy, self.own = time.monotonic(), self._busy(), self._own()
+
+    def share(self) -> float:
+        cores = (time.monotonic() - self.begun) * (psutil.cpu_count() or 1)
+        return max(0.0, self._busy() - self.busy - (self._own() - self.own)) / cores
+
+    @staticmethod
+    def _busy() -> float:
+        times = psutil.cpu_times()._asdict()
+        return float(sum(value for name, value in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))
+
+    @staticmethod
+    def _own() -> float:
+        """Of this process and of those it has waited for."""
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def quartiles(values: Sequence[float], digits: int) -> str:
@@ -131,6 +157,7 @@ def main() -> None:
     rounds, order = [], random.Random(options.seed)
     for number in range(options.rounds):
         for name, count in order.sample(turns := [(name, count) for name in (OURS, *paths) for count in threads], len(turns)):
+            others = Others()
             try:
                 if name == OURS:
                     samples = measure_ours(ours, workloads, count, options.seed + number)
@@ -139,9 +166,10 @@ def main() -> None:
             except RuntimeError as error:
                 print(f"round {number}, {name}, {count} thread(s): {error}", flush=True)
                 continue
-            rounds.append({"round": number, "runtime": name, "threads": count, "tokens_per_s": samples})
+            busy = others.share()
+            rounds.append({"round": number, "runtime": name, "threads": count, "others_share": busy, "tokens_per_s": samples})
             speeds = ", ".join(f"{workload} {np.median(values):.1f}" for workload, values in samples.items())
-            print(f"round {number}, {name}, {count} thread(s): {speeds}", flush=True)
+            print(f"round {number}, {name}, {count} thread(s): {speeds} (other programs {busy:.0%})", flush=True)
             if options.json:
                 limit = [{"threads": t, "workload": w, "tokens_per_s": value} for (t, w), value in roof.items()]
                 kept = {"spec": spec.name, "machine": platform.processor() or platform.machine(), "limits": limit, "rounds": rounds}
