@@ -4,9 +4,9 @@
 
 Every round runs each runtime at each thread count once, in a fresh process, in shuffled order, on the same cores, with the same huge
 pages from the allocator. Printed: tokens a second, median over rounds with quartiles, and ours over theirs, round by round. Beside
-each stands its share of the machine's limit: stored weights over read bandwidth for decode, float32 arithmetic for prefill (of which
-a quantised product may do more than 100 %). Rivals that are not there are named with what would install them. Each line of a round says what share of
-all cores other programs took meanwhile: above a few per cent, it measured them, too.
+each stands its share of the machine's limit: stored int4 weights over read bandwidth for decode, float32 arithmetic for prefill (of
+which a quantised product may do more than 100 %). Rivals that are not there are named with what would install them. Each line of a
+round says what share of all cores other programs took meanwhile: above a few per cent, it measured them, too.
 """
 
 from __future__ import annotations
