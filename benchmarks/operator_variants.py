@@ -19,8 +19,9 @@ from unittest.mock import patch
 
 import numpy as np
 
+from operators import quantize
 from operators.builtin import Swa
-from operators.graph import MICROSOFT, GraphBuilder, Runner, emit, write_blocks
+from operators.graph import MICROSOFT, GraphBuilder, Runner, builder, emit, write_blocks
 from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, OperatorSpec, ShortConvSpec, StateSpec, SwaSpec
 
 SESSIONS = 3
@@ -80,6 +81,49 @@ def exact_inputs(_node: Callable) -> Callable:
     return node
 
 
+def in_float32(_linear: Callable) -> Callable:
+    """Products in float32."""
+
+    def linear(graph: GraphBuilder, x: str, *names: str, quantized: bool = True) -> str:
+        return _linear(graph, x, *names, quantized=False)
+
+    return linear
+
+
+def in_int8(_linear: Callable) -> Callable:
+    """`MatMulNBits` with 8 bits."""
+
+    def linear(graph: GraphBuilder, x: str, *names: str, quantized: bool = True) -> str:
+        with patch.object(graph, "precision", "int8"):
+            return _linear(graph, x, *names, quantized=quantized)
+
+    return linear
+
+
+def dynamic_int8(_linear: Callable) -> Callable:
+    """`DynamicQuantizeMatMul`: inputs rounded to int8 as one tensor, a scale for each output channel.
+
+    Weights use 7 bits: AVX2's product of bytes saturates beyond.
+    """
+
+    def linear(graph: GraphBuilder, x: str, *names: str, quantized: bool = True) -> str:
+        hint = "+".join(names)
+        matrix = np.concatenate([graph.weight(name) for name in names])
+        scales = np.abs(matrix).max(1) / 63
+        levels = np.rint(matrix / scales[:, None]).astype(np.int8)
+        inputs = [x, graph.constant(f"{hint}.int8", np.ascontiguousarray(levels.T)), graph.constant(f"{hint}.scales", scales)]
+        return graph.node("DynamicQuantizeMatMul", inputs, domain=MICROSOFT, hint=f"{hint}.out")
+
+    return linear
+
+
+@contextlib.contextmanager
+def blocks_of_128() -> Iterator[None]:
+    """One scale for 128 weights."""
+    with patch.object(quantize, "QUANT_BLOCK", 128), patch.object(builder, "QUANT_BLOCK", 128):
+        yield
+
+
 def plain_conv(graph: GraphBuilder, spec: ShortConvSpec, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]) -> emit.Emitted:
     """Standard operators: the past before the input, Conv along time, channels first."""
     D, k = dims.hidden_size, spec.kernel_size
@@ -127,8 +171,16 @@ def variants(hidden: int) -> dict[str, tuple[OperatorSpec, dict[str, Variant]]]:
         "Add and norm apart": lambda: patch.object(GraphBuilder, "add_and_norm", plain_add_and_norm),
         "accuracy level 0": lambda: _replace(GraphBuilder, "node", exact_inputs),
     }
+    products: dict[str, Variant] = {
+        "accuracy level 0": common["accuracy level 0"],
+        "blocks of 128": blocks_of_128,
+        "8 bits": lambda: _replace(GraphBuilder, "linear", in_int8),
+        "DynamicQuantizeMatMul": lambda: _replace(GraphBuilder, "linear", dynamic_int8),
+        "float32": lambda: _replace(GraphBuilder, "linear", in_float32),
+    }
     table: dict[str, tuple[OperatorSpec, dict[str, Variant]]] = {
         "conv3": (ShortConvSpec(), common | {"Concat, Conv, Slice": lambda: patch.object(emit, "short_conv", plain_conv)}),
+        "products": (ShortConvSpec(), products),
         "gqa": (GqaSpec(**heads), {"products apart": products_apart}),
         "gla4": (GlaSpec(heads=4), {"GatedRMSNorm": lambda: _replace(GraphBuilder, "node", gated_norm)}),
     }

@@ -1,0 +1,181 @@
+"""A whole model in int4, ours against other runtimes with the same random weights, interleaved in one run.
+
+    python benchmarks/whole_model.py --llama-bench build/bin/llama-bench [--rounds 3 --threads 1,2 --json samples.json]
+
+Every round runs each runtime at each thread count once, in a fresh process, in shuffled order, on the same cores, with the same huge
+pages from the allocator. Printed: tokens a second, median over rounds with quartiles, and ours over theirs, round by round. Beside
+each stands its share of the machine's limit: stored int4 weights over read bandwidth for decode, float32 arithmetic for prefill (of
+which a quantised product may do more than 100 %). Rivals that are not there are named with what would install them. Each line of a
+round says what share of all cores other programs took meanwhile: above a few per cent, it measured them, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rivals import RIVALS, Samples, tokens_of
+
+from archsearch.cases import make_case, model_subject, write_subject
+from archsearch.spec import ArchSpec
+from archsearch.workload import Workload
+from devices import measure_limits, open_device
+from devices.plan import Failed, RoundResult, RunPlan
+from operators.costs import block_costs, head_weights, model_weights, weight_bytes
+from operators.graph import read_info
+
+OURS = "archsearch int4"
+
+
+def measure_ours(path: Path, workloads: Sequence[str], threads: int, seed: int) -> Samples:
+    """One fresh agent, all workloads; decode is the same step repeated for half a second.
+
+    Raises:
+        RuntimeError: the agent could not run a workload.
+    """
+    info, cases, tokens = read_info(path), [], {}
+    for workload in workloads:
+        phase, count = tokens_of(workload)
+        prefill = phase == "prefill"
+        asked = Workload(phase=phase, tokens=count if prefill else 1, context=0 if prefill else count, precision="int4", threads=threads)
+        cases.append(make_case(workload, path, info, asked))
+        tokens[workload] = asked.tokens
+    plan = RunPlan(cases=tuple(cases), threads=threads, rounds=1, warmup_runs=1, min_runs=2, min_time_ns=500_000_000, seed=seed)
+    samples: Samples = {}
+    for event in open_device("local").run(plan):
+        match event:
+            case RoundResult():
+                samples[event.case_id] = [tokens[event.case_id] * 1e9 / ns for ns in event.wall_ns]
+            case Failed():
+                raise RuntimeError(f"{event.case_id}: {event.reason}: {event.detail}")
+    return samples
+
+
+def limits(spec: ArchSpec, workloads: Sequence[str], threads: Sequence[int]) -> dict[tuple[int, str], float]:
+    """Tokens a second that reading the stored int4 weights, or multiplying in float32, allows at most."""
+    weights = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
+    stored = sum(weight_bytes(weight, "int4") for weight in weights)
+    head = 2 * head_weights(spec.dims, spec.vocab_size, spec.tie_embeddings)[0].size
+    found = {}
+    for limit in measure_limits(open_device("local"), threads=threads):
+        print(f"limit, {limit.threads} thread(s): {limit.limit} {limit.per_second / 1e9:.1f} G{'B' if 'read' in limit.limit else 'FLOP'}/s")
+        for workload in workloads:
+            phase, tokens = tokens_of(workload)
+            if phase == "decode" and limit.limit == "read_bandwidth":
+                found[limit.threads, workload] = limit.per_second / stored
+            if phase == "prefill" and limit.limit == "fp32_matmul":
+                work = head + sum(block_costs(block, spec.dims).flops(tokens=tokens, context=0) for block in spec.layers)
+                found[limit.threads, workload] = tokens * limit.per_second / work
+    return found
+
+
+class Others:
+    """Share of all cores' time that programs beside ours used, or that a hypervisor took, since it was made."""
+
+    def __init__(self) -> None:
+        self.begun, self.busy, self.own = time.monotonic(), self._busy(), self._own()
+
+    def share(self) -> float:
+        cores = (time.monotonic() - self.begun) * (psutil.cpu_count() or 1)
+        return max(0.0, self._busy() - self.busy - (self._own() - self.own)) / cores
+
+    @staticmethod
+    def _busy() -> float:
+        times = psutil.cpu_times()._asdict()
+        return float(sum(value for name, value in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))
+
+    @staticmethod
+    def _own() -> float:
+        """Of this process and of those it has waited for."""
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def quartiles(values: Sequence[float], digits: int) -> str:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def table(rounds: list[dict], workloads: Sequence[str], threads: Sequence[int], roof: dict[tuple[int, str], float]) -> Table:
+    shown = Table("workload", "threads", "runtime", "tokens/s", "of the limit", "ours / theirs", title="median over rounds (quartiles)")
+    medians: dict[tuple[str, int, str], dict[int, float]] = {}
+    for row in rounds:
+        for workload, samples in row["tokens_per_s"].items():
+            medians.setdefault((workload, row["threads"], row["runtime"]), {})[row["round"]] = float(np.median(samples))
+    for workload in workloads:
+        for count in threads:
+            ours = medians.get((workload, count, OURS), {})
+            for name in (OURS, *RIVALS):
+                theirs = medians.get((workload, count, name))
+                if not theirs:
+                    continue
+                speeds = list(theirs.values())
+                ratios = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
+                share = f"{np.median(speeds) / roof[count, workload]:.0%}"
+                ratio = quartiles(ratios, 2) if ratios and name != OURS else ""
+                shown.add_row(workload, str(count), name, quartiles(speeds, 1), share, ratio)
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spec", nargs="?", type=Path, default=Path("examples/lfm2-350m.toml"))
+    parser.add_argument("--threads", default="1,2", help="numbers, separated by commas")
+    parser.add_argument("--workloads", default="prefill@512,decode@0,decode@1024,decode@4096")
+    parser.add_argument("--rivals", default=",".join(RIVALS), help="names, separated by commas; a name's first word is enough")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the order in which runtimes are run")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's own benchmark program")
+    parser.add_argument(
+        "--models", type=Path, default=Path("runs/whole-model"), help="where models are written and found again (about 4 GB)"
+    )
+    parser.add_argument("--json", type=Path, help="all samples, and what held for them")
+    options = parser.parse_args()
+    spec, workloads = ArchSpec.read(options.spec), options.workloads.split(",")
+    threads = [int(count) for count in options.threads.split(",")]
+    wanted = [name for name in RIVALS for asked in options.rivals.split(",") if name.startswith(asked)]
+    context = max(tokens_of(workload)[1] for workload in workloads) + 64
+    options.models.mkdir(parents=True, exist_ok=True)
+    ours = write_subject(model_subject(spec), options.models, precision="int4", max_context=context)
+    paths = {}
+    for name in dict.fromkeys(wanted):
+        if reason := RIVALS[name].missing(options.llama_bench):
+            print(f"{name} is left out; {reason}")
+            continue
+        paths[name] = RIVALS[name].prepare(spec, options.models.resolve(), context)
+    roof = limits(spec, workloads, threads)
+    rounds, order = [], random.Random(options.seed)
+    for number in range(options.rounds):
+        for name, count in order.sample(turns := [(name, count) for name in (OURS, *paths) for count in threads], len(turns)):
+            others = Others()
+            try:
+                if name == OURS:
+                    samples = measure_ours(ours, workloads, count, options.seed + number)
+                else:
+                    samples = RIVALS[name].measure(paths[name], count, workloads, options.llama_bench)
+            except RuntimeError as error:
+                print(f"round {number}, {name}, {count} thread(s): {error}", flush=True)
+                continue
+            busy = others.share()
+            rounds.append({"round": number, "runtime": name, "threads": count, "others_share": busy, "tokens_per_s": samples})
+            speeds = ", ".join(f"{workload} {np.median(values):.1f}" for workload, values in samples.items())
+            print(f"round {number}, {name}, {count} thread(s): {speeds} (other programs {busy:.0%})", flush=True)
+            if options.json:
+                limit = [{"threads": t, "workload": w, "tokens_per_s": value} for (t, w), value in roof.items()]
+                kept = {"spec": spec.name, "machine": platform.processor() or platform.machine(), "limits": limit, "rounds": rounds}
+                options.json.write_text(json.dumps(kept, indent=1) + "\n")
+    Console(width=140).print(table(rounds, workloads, threads, roof))
+
+
+if __name__ == "__main__":
+    main()
