@@ -111,7 +111,7 @@ def load_side(path: Path, device: str | None = None) -> Side:
     with tempfile.TemporaryDirectory(prefix="archsearch-") as temporary:
         copy = Path(temporary) / "measurements.db"
         try:
-            source, target = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True), sqlite3.connect(copy)
+            source, target = sqlite3.connect(_read_only(file), uri=True), sqlite3.connect(copy)
             try:
                 source.backup(target)
             finally:
@@ -121,6 +121,13 @@ def load_side(path: Path, device: str | None = None) -> Side:
             raise StoreError(f"{file}: cannot be read as measurements ({error}); copy it without its -wal file, or make it anew") from error
         with Store(copy, create=False) as store:
             return _side(file, store, device)
+
+
+def _read_only(file: Path) -> str:
+    """SQLite makes -wal and -shm files even for a reader, unless the file is declared immutable: so it is, where no WAL waits."""
+    wal = file.with_name(f"{file.name}-wal")
+    waits = wal.exists() and wal.stat().st_size > 0
+    return f"{file.resolve().as_uri()}?{'mode=ro' if waits else 'mode=ro&immutable=1'}"
 
 
 def _side(file: Path, store: Store, wanted: str | None) -> Side:
