@@ -118,7 +118,7 @@ def load_side(path: Path, device: str | None = None) -> Side:
                 source.close()
                 target.close()
         except sqlite3.Error as error:
-            raise StoreError(f"{file}: cannot be read as measurements ({error}); copy it without its -wal file, or make it anew") from error
+            raise StoreError(f"{file}: cannot be read as measurements ({error}); copy it, with its -wal file, to a folder that can be written") from error
         with Store(copy, create=False) as store:
             return _side(file, store, device)
 

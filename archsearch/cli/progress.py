@@ -86,6 +86,8 @@ def show(bar: Bar, event: Any) -> None:
                 bar.say(f"failed: {event.label}: {event.failed}", style="yellow")
             done, total = (event.done, event.total)
             bar.update(done, total, note=f"{event.stage} {event.label}", seconds_left=event.seconds_left)
+        case "DoctorEvent":
+            bar.update(event.done, event.total, note=event.label)
         case "BenchEvent":
             if event.failed:
                 bar.say(f"failed: {event.label}: {event.failed}", style="yellow")

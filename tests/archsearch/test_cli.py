@@ -32,6 +32,9 @@ COMMANDS = {
     "report": {"--run", "--out"},
     "run": {"--run", "--device", "--budget"},
     "merge": set[str](),
+    "calibrate": {"--run", "--device", "--layouts", "--seed", "--again"},
+    "compare": {"--across", "--device-a", "--device-b"},
+    "doctor": {"--device", "--threads"},
 }
 """The options that docs/architecture.md and scripts rely on; every command has --json and --help besides."""
 

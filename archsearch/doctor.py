@@ -1,0 +1,172 @@
+"""What stands between this device and steady numbers: a short real series, and what it and the machine's own state tell.
+
+The series is a chain of convolution blocks in int4, decoding, in fresh processes of several rounds, as a profile measures. From it:
+how far rounds and processes differ, how often the machine is in a slower state, and the interval a profile can expect.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from archsearch.cases import block_subject, make_case, write_subject
+from archsearch.errors import RunError
+from archsearch.estimate import summary
+from archsearch.space import MeasureSettings
+from archsearch.workload import Workload
+from devices import health
+from devices.base import Device
+from devices.plan import Case, Conditions, Failed, MachineState, RoundResult, RunPlan, Started
+from operators.graph import read_info
+from operators.specs import BlockSpec, FfnSpec, ModelDims, ShortConvSpec
+
+Mark = Literal["ok", "mend", "note"]
+PROCESSES = 3
+ROUNDS = 4
+COPIES = 8
+SLOW = 1.2
+"""A round this much longer than the lower quartile was taken in another state of the machine: clocks, or a neighbour on the core."""
+STEADY = 0.02
+"""Half width of an interval with which predictions to 3 % are possible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at. `mend` says what to do, where there is something."""
+
+    mark: Mark
+    what: str
+    said: str
+    mend: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorEvent:
+    label: str
+    done: int
+    total: int
+
+
+@dataclass(kw_only=True)
+class Diagnosis:
+    """Filled when the iterator of `examine` has ended. Times are milliseconds of the whole chain, by process."""
+
+    device: str = ""
+    threads: int = 1
+    rounds_ms: list[list[float]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    expected: float = 0.0
+    """Half of the 90 % interval over the value that a profile with default settings gets here."""
+
+    @property
+    def verdict(self) -> str:
+        share = f"a profile here gets intervals of about ±{self.expected:.1%} with default settings"
+        if self.expected <= STEADY:
+            return f"{share}: predictions to 3 % are possible today"
+        return f"{share}: more than ±{STEADY:.0%}; mend what is marked, or raise measure.rounds and measure.max_passes"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"verdict": self.verdict}
+
+
+def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, diagnosis: Diagnosis) -> Iterator[DoctorEvent]:
+    """Measure for some seconds and judge.
+
+    Raises:
+        RunError: nothing could be measured.
+        AgentError: the device's agent cannot be started.
+    """
+    states: list[MachineState] = []
+    conditions: Conditions | None = None
+    total = PROCESSES * ROUNDS
+    with tempfile.TemporaryDirectory(prefix="archsearch-") as directory:
+        case = _case(Path(directory), threads)
+        for number in range(PROCESSES):
+            rounds: list[float] = []
+            plan = RunPlan(cases=(case,), threads=threads, rounds=ROUNDS, min_time_ns=int(min_time_ms * 1e6), seed=number)
+            for event in device.run(plan):
+                match event:
+                    case Started():
+                        conditions = event.conditions
+                        states.append(event.state)
+                    case RoundResult():
+                        states += [event.before, event.after]
+                        rounds.append(float(np.quantile(event.wall_ns, 0.25)) / 1e6)
+                        yield DoctorEvent(label=f"process {number + 1}", done=number * ROUNDS + len(rounds), total=total)
+                    case Failed():
+                        raise RunError(f"{device.info.device_id} cannot measure: {event.reason}: {event.detail}")
+            diagnosis.rounds_ms.append(rounds)
+    diagnosis.device, diagnosis.threads = device.info.device_id, threads
+    assert conditions is not None
+    diagnosis.findings, diagnosis.expected = judge(diagnosis.rounds_ms, conditions, states)
+
+
+def judge(rounds_ms: Sequence[Sequence[float]], conditions: Conditions, states: Sequence[MachineState]) -> tuple[list[Finding], float]:
+    """Findings from samples and states alone, and the half width that a profile can expect.
+
+    Args:
+        rounds_ms: the lower quartile of each round, by process.
+        states: every look at the machine, in order of time.
+    """
+    flat = np.array([time_ms for rounds in rounds_ms for time_ms in rounds])
+    value = float(np.quantile(flat, 0.25))
+    settings = MeasureSettings()
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(flat, (200, settings.passes * settings.rounds))
+    expected = float(np.median([summary(rounds * 1e6, seed=i).relative for i, rounds in enumerate(drawn[:40])]))
+    found = []
+
+    slow = float(np.mean(flat > SLOW * value))
+    if slow:
+        how = f"{slow:.0%} of the rounds took more than {SLOW:g} times as long as the others"
+        mend = "close other programs; on a shared virtual machine, measure more rounds: the lower quartile leaves them out"
+        found.append(Finding(mark="mend", what="rounds", said=how, mend=mend))
+    else:
+        wide = (float(flat.max()) - value) / value
+        found.append(Finding(mark="ok", what="rounds", said=f"the slowest of {len(flat)} took {wide:.1%} longer than the lower quartile"))
+    middles = [statistics.median(rounds) for rounds in rounds_ms if rounds]
+    apart = max(middles) / min(middles) - 1
+    mark: Mark = "ok" if apart <= 2 * STEADY else "mend"
+    mend_apart = None if mark == "ok" else "measure in more processes (measure.passes); huge pages bring processes closer"
+    found.append(
+        Finding(mark=mark, what="processes", said=f"medians of {len(middles)} fresh processes differ by {apart:.1%}", mend=mend_apart)
+    )
+    found += _machine(conditions, states)
+    return found, expected
+
+
+def _machine(conditions: Conditions, states: Sequence[MachineState]) -> list[Finding]:
+    """What the machine says of itself; what it does not tell is left out, or noted."""
+    found = [Finding(mark="mend", what="machine", said=line) for line in health.advice(conditions, states)]
+    shares = [state.busy_other_share for state in states if state.busy_other_share is not None]
+    if shares and statistics.mean(shares) <= health.BUSY_SHARE:
+        found.append(Finding(mark="ok", what="other programs", said=f"used {statistics.mean(shares):.0%} of the machine meanwhile"))
+    if conditions.huge_pages in ("madvise", "always"):
+        found.append(Finding(mark="ok", what="huge pages", said=f"{conditions.huge_pages}, and asked for"))
+    elif conditions.huge_pages is None:
+        found.append(Finding(mark="note", what="huge pages", said="this system does not tell"))
+    if conditions.governor is None:
+        found.append(
+            Finding(mark="note", what="clock", said="no governor to be seen (a virtual machine, or no Linux): clocks cannot be checked")
+        )
+    elif conditions.governor == "performance":
+        found.append(Finding(mark="ok", what="clock", said="the governor is performance"))
+    memory = [state.available_bytes for state in states if state.available_bytes is not None]
+    if memory:
+        found.append(Finding(mark="ok" if min(memory) > 2**31 else "note", what="memory", said=f"{min(memory) / 1e9:.1f} GB available"))
+    return found
+
+
+def _case(directory: Path, threads: int) -> Case:
+    dims = ModelDims(hidden_size=512)
+    block = BlockSpec(operator=ShortConvSpec(), ffn=FfnSpec(intermediate_size=1536))
+    workload = Workload(phase="decode", tokens=1, context=512, threads=threads)
+    path = write_subject(block_subject(block, dims, COPIES), directory, precision=workload.precision, max_context=workload.cache + 1)
+    return make_case(f"doctor-{time.time_ns()}", path, read_info(path), workload)
