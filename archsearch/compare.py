@@ -164,13 +164,16 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
         raise InputError(f"{a.path} and {b.path} have no measurement in common; profile the same space into both")
     differs = {}
     for name in ACROSS:
-        mine, other = a.found(name, keys), b.found(name, keys)
-        if mine != other:
+        for key in keys:  # one by one: two runs may each hold both values, at different subjects
+            mine, other = a.found(name, [key]), b.found(name, [key])
+            if mine == other:
+                continue
             values = " and ".join(sorted(mine)), " and ".join(sorted(other))
             if name not in across:
                 how = f"--across {name} if that is what you compare"
                 raise InputError(f"the runs are not alike: {name} is {values[0]} in {a.path} and {values[1]} in {b.path}; say {how}")
             differs[name] = values
+            break
     generator = np.random.default_rng(seed)
     drawn = {key: np.log(_resampled(b.rows[key], generator) / _resampled(a.rows[key], generator)) for key in keys}
     ps = _corrected([_p(a.rows[key], b.rows[key]) for key in keys])

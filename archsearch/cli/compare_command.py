@@ -12,6 +12,9 @@ from archsearch.cli.app import JsonOption, app, print_json
 if TYPE_CHECKING:
     from archsearch.compare import Comparison
 
+SHORT = {"no difference shown": "not shown", "too few rounds": "too few"}
+"""Verdicts as the table says them, for which 80 columns leave little room; --json has them in full."""
+
 
 @app.command(epilog="Example: archsearch compare runs/before runs/after --across runtime")
 def compare(
@@ -39,21 +42,25 @@ def print_comparison(found: Comparison) -> None:
     """One line a pair, then the geometric mean."""
     from archsearch.cli.tables import milliseconds, stderr, stdout, table
 
+    settings = sorted({f"{pair.workload.precision} {pair.workload.threads}T" for pair in found.pairs})
     rows = [
         [
             pair.label,
-            f"{pair.workload.label} {pair.workload.precision} {pair.workload.threads}T",
+            pair.workload.label + (f" {pair.workload.precision} {pair.workload.threads}T" if len(settings) > 1 else ""),
             milliseconds(pair.a_ms),
             milliseconds(pair.b_ms),
             f"{pair.ratio:.3f}",
             f"{pair.low:.2f}-{pair.high:.2f}",
-            pair.verdict,
+            SHORT.get(pair.verdict, pair.verdict),
         ]
         for pair in found.pairs
     ]
-    title = "B beside A, ms a copy; ratio B/A with its 90 % interval"
+    title = f"B beside A, {', '.join(settings)}: ms a copy, B/A with its 90 % interval"
     stdout.print(table(["what", "workload", "A", "B", "B/A", "", "B is"], rows, title=title, numbers_from=2))
     stdout.print(f"geometric mean of the ratios: {found.mean:.3f} ({found.mean_low:.3f}-{found.mean_high:.3f})")
+    notes = {"no difference shown": "not shown: no difference shown", "too few rounds": "too few: rounds, to tell"}
+    if said := [note for verdict, note in notes.items() if any(pair.verdict == verdict for pair in found.pairs)]:
+        stdout.print("; ".join(said), style="dim")
     for name, (one, two) in found.differs.items():
         stdout.print(f"{name}: {one} in A, {two} in B", style="dim")
     if found.only_a or found.only_b:

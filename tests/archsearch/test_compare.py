@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from archsearch.compare import Comparison, compare, load_side
+from archsearch.cli.compare_command import print_comparison
+from archsearch.compare import Comparison, Side, compare, load_side
 from archsearch.errors import InputError, StoreError
 from archsearch.profile import profile
 from archsearch.space import Space
@@ -91,6 +93,32 @@ def test_runs_that_are_not_alike_are_refused_by_name(tmp_path: Path, condition: 
     other = "agent" if condition != "agent" else "governor"
     with pytest.raises(InputError, match="not alike"):
         compared(a, b, other)
+
+
+def test_conditions_are_held_against_each_other_subject_by_subject(tmp_path: Path) -> None:
+    a, b = load_side(profiled(tmp_path / "a", Noisy(1, 1))), load_side(profiled(tmp_path / "b", Noisy(1, 2)))
+
+    def mixed(side: Side, odd: int) -> Side:
+        plain = next(iter(side.conditions.values()))
+        other = {**plain, "conditions": {**plain["conditions"], "governor": "powersave"}}
+        rows = {key: replace(row, series=(str(i % 2),)) for i, (key, row) in enumerate(side.rows.items())}
+        return replace(side, rows=rows, conditions={str(odd): other, str(1 - odd): plain})
+
+    compare(mixed(a, 0), mixed(b, 0))
+    with pytest.raises(InputError, match="not alike: governor is"):
+        compare(mixed(a, 0), mixed(b, 1))
+
+
+def test_a_pair_takes_one_line_of_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared(profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", Noisy(1, 2)))
+    monkeypatch.setattr("archsearch.cli.tables.stdout", Console(width=80, highlight=False))
+    print_comparison(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for pair in found.pairs:
+        assert any(pair.label in line and pair.workload.label in line and f"{pair.ratio:.3f}" in line for line in lines)
+    assert sum("@" in line for line in lines) == len(found.pairs)
+    assert any("no difference shown" in line for line in lines)
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
