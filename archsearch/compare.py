@@ -118,7 +118,8 @@ def load_side(path: Path, device: str | None = None) -> Side:
                 source.close()
                 target.close()
         except sqlite3.Error as error:
-            raise StoreError(f"{file}: cannot be read as measurements ({error}); copy it, with its -wal file, to a folder that can be written") from error
+            how = "copy it, with its -wal file, to a folder that can be written"
+            raise StoreError(f"{file}: cannot be read as measurements ({error}); {how}") from error
         with Store(copy, create=False) as store:
             return _side(file, store, device)
 
