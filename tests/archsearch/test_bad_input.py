@@ -48,6 +48,7 @@ decode = [32]
 
 [measure]
 passes = 1
+max_passes = 1
 rounds = 2
 min_time_ms = 5
 

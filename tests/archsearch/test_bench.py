@@ -26,7 +26,9 @@ from tests.archsearch.spaces import small
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    space = Space.from_dict(small(measure={"precision": "int4", "passes": 1, "rounds": 2, "min_time_ms": 3, "min_runs": 3}))
+    space = Space.from_dict(
+        small(measure={"precision": "int4", "passes": 1, "max_passes": 1, "rounds": 2, "min_time_ms": 3, "min_runs": 3})
+    )
     list(profile(space, path, open_device("local")))
     return path
 

@@ -95,7 +95,9 @@ def test_seconds_left_shrink_to_nothing(tmp_path: Path) -> None:
 
 
 def test_on_this_machine(tmp_path: Path) -> None:
-    space = Space.from_dict(small(measure={"precision": "int4", "passes": 1, "rounds": 1, "min_time_ms": 2, "min_runs": 3}))
+    space = Space.from_dict(
+        small(measure={"precision": "int4", "passes": 1, "max_passes": 1, "rounds": 1, "min_time_ms": 2, "min_runs": 3})
+    )
     list(profile(space, tmp_path, open_device("local")))
     found = rows(tmp_path)
     assert all(row.status == "done" for row in found)
