@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from archsearch.errors import StoreError
-from archsearch.store import SCHEMA_VERSION, Store
+from archsearch.store import SCHEMA, SCHEMA_VERSION, Store
 from archsearch.workload import Workload
 from devices.plan import Failed, Loaded, MemoryResult, RoundResult, Started
 from tests.archsearch.fake_device import CONDITIONS, INFO, NOW
@@ -195,3 +196,20 @@ def test_a_success_that_is_merged_clears_a_failure(tmp_path: Path) -> None:
     with Store(tmp_path / "failed.db") as into:
         into.merge([tmp_path / "done.db"])
         assert into.status("k") == "done"
+
+
+def test_a_file_of_schema_1_is_brought_up_to_date_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.db"
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(SCHEMA.replace(" load_peak_bytes INTEGER,", ""))
+        old.execute("INSERT INTO memory VALUES ('k', 's', 1, 2, 3, NULL, NULL)")
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+    for _ in range(2):
+        with Store(path):
+            pass
+    with contextlib.closing(sqlite3.connect(path)) as new:
+        assert new.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert new.execute("SELECT peak_bytes, load_peak_bytes FROM memory").fetchall() == [(3, None)]
+    with Store(tmp_path / "fresh.db") as fresh:
+        fresh.merge([path])
