@@ -18,7 +18,7 @@ import numpy as np
 
 from archsearch.cases import block_subject, make_case, write_subject
 from archsearch.errors import RunError
-from archsearch.estimate import summary
+from archsearch.estimate import QUANTILE
 from archsearch.space import MeasureSettings
 from archsearch.workload import Workload
 from devices import health
@@ -63,11 +63,11 @@ class Diagnosis:
     rounds_ms: list[list[float]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     expected: float = 0.0
-    """Half of the 90 % interval over the value that a profile with default settings gets here."""
+    """By how much two profiles with default settings would differ here: half of the 90 % range, relative."""
 
     @property
     def verdict(self) -> str:
-        share = f"a profile here gets intervals of about ±{self.expected:.1%} with default settings"
+        share = f"a profile with default settings finds times to about ±{self.expected:.1%} here"
         if self.expected <= STEADY:
             return f"{share}: predictions to 3 % are possible today"
         return f"{share}: more than ±{STEADY:.0%}; mend what is marked, or raise measure.rounds and measure.max_passes"
@@ -98,7 +98,7 @@ def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, dia
                         states.append(event.state)
                     case RoundResult():
                         states += [event.before, event.after]
-                        rounds.append(float(np.quantile(event.wall_ns, 0.25)) / 1e6)
+                        rounds.append(float(np.quantile(event.wall_ns, QUANTILE)) / 1e6)
                         yield DoctorEvent(label=f"process {number + 1}", done=number * ROUNDS + len(rounds), total=total)
                     case Failed():
                         raise RunError(f"{device.info.device_id} cannot measure: {event.reason}: {event.detail}")
@@ -116,11 +116,8 @@ def judge(rounds_ms: Sequence[Sequence[float]], conditions: Conditions, states: 
         states: every look at the machine, in order of time.
     """
     flat = np.array([time_ms for rounds in rounds_ms for time_ms in rounds])
-    value = float(np.quantile(flat, 0.25))
-    settings = MeasureSettings()
-    generator = np.random.default_rng(0)
-    drawn = generator.choice(flat, (200, settings.passes * settings.rounds))
-    expected = float(np.median([summary(rounds * 1e6, seed=i).relative for i, rounds in enumerate(drawn[:40])]))
+    value = float(np.quantile(flat, QUANTILE))
+    expected = _expected(rounds_ms)
     found = []
 
     slow = float(np.mean(flat > SLOW * value))
@@ -142,14 +139,29 @@ def judge(rounds_ms: Sequence[Sequence[float]], conditions: Conditions, states: 
     return found, expected
 
 
+def _expected(rounds_ms: Sequence[Sequence[float]], draws: int = 1000) -> float:
+    """Half of the 90 % range, over the median, of what profiles with default settings would find: processes drawn first, then rounds."""
+    settings, generator = MeasureSettings(), np.random.default_rng(0)
+    processes = [np.asarray(rounds) for rounds in rounds_ms if rounds]
+    values = np.empty(draws)
+    for i in range(draws):
+        chosen = generator.integers(len(processes), size=settings.passes)
+        values[i] = np.quantile(np.concatenate([generator.choice(processes[n], settings.rounds) for n in chosen]), QUANTILE)
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return float((high - low) / 2 / middle)
+
+
 def _machine(conditions: Conditions, states: Sequence[MachineState]) -> list[Finding]:
     """What the machine says of itself; what it does not tell is left out, or noted."""
     found = [Finding(mark="mend", what="machine", said=line) for line in health.advice(conditions, states)]
     shares = [state.busy_other_share for state in states if state.busy_other_share is not None]
     if shares and statistics.mean(shares) <= health.BUSY_SHARE:
         found.append(Finding(mark="ok", what="other programs", said=f"used {statistics.mean(shares):.0%} of the machine meanwhile"))
-    if conditions.huge_pages in ("madvise", "always"):
-        found.append(Finding(mark="ok", what="huge pages", said=f"{conditions.huge_pages}, and asked for"))
+    asked = conditions.huge_pages == "always" or "hugetlb=1" in conditions.extra.get("glibc_tunables", "")
+    reached = [state.huge_page_share for state in states if state.huge_page_share is not None]
+    if conditions.huge_pages in ("madvise", "always") and asked and (not reached or min(reached) >= health.HUGE_PAGE_SHARE):
+        share = f", and {min(reached):.0%} of the memory lay in them" if reached else ", and asked for"
+        found.append(Finding(mark="ok", what="huge pages", said=conditions.huge_pages + share))
     elif conditions.huge_pages is None:
         found.append(Finding(mark="note", what="huge pages", said="this system does not tell"))
     if conditions.governor is None:

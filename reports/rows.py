@@ -29,7 +29,7 @@ class OperatorCost:
     batch: int
     precision: str
     threads: int
-    median_ms: float
+    time_ms: float
     low_ms: float
     high_ms: float
     rounds: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from archsearch.budgets import parse_metric
 from archsearch.cases import block_label, block_subject
-from archsearch.estimate import round_times
+from archsearch.estimate import round_times, summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.report.files import RunFiles
@@ -65,7 +65,7 @@ def operators(run: RunFiles) -> Iterable[OperatorCost]:
                 batch=workload.batch,
                 precision=workload.precision,
                 threads=workload.threads,
-                median_ms=estimate.value,
+                time_ms=estimate.value,
                 low_ms=estimate.low,
                 high_ms=estimate.high,
                 rounds=len(row.rounds),
@@ -101,7 +101,7 @@ def roofline(run: RunFiles) -> Iterable[RooflinePoint]:
         costs = block_costs(block, dims)
         flops = costs.flops(tokens=workload.tokens, context=workload.context) * workload.batch
         read = costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache)
-        seconds = float(np.median(round_times(row))) / 1e9
+        seconds = summary(round_times(row)).value / 1e3
         operator = operator_for(block.operator)
         yield RooflinePoint(
             label=block_label(block), family=operator.family, phase=workload.phase, intensity=flops / read, gflops=flops / seconds / 1e9

@@ -18,7 +18,7 @@ class Curve:
     operator: str
     family: str
     at: tuple[int, ...]
-    median_ms: tuple[float, ...]
+    time_ms: tuple[float, ...]
     low_ms: tuple[float, ...]
     high_ms: tuple[float, ...]
 
@@ -130,12 +130,12 @@ def _band(curve: Curve, palette: Palette) -> Figure:
 
 def _line(curve: Curve, palette: Palette) -> Figure:
     name, color = plain(curve.operator), palette.operator(curve.family, curve.operator)
-    intervals = zip(curve.median_ms, curve.low_ms, curve.high_ms, strict=True)
+    intervals = zip(curve.time_ms, curve.low_ms, curve.high_ms, strict=True)
     return {
         "type": "scatter",
         "name": name,
         "x": list(curve.at),
-        "y": [sparse(y) for y in curve.median_ms],
+        "y": [sparse(y) for y in curve.time_ms],
         "customdata": [[with_unit(value, "ms") for value in interval] for interval in intervals],
         "mode": "lines+markers",
         "line": {"color": color, "width": 2},
@@ -152,19 +152,19 @@ def plot_bars(view: OperatorView, at: int, palette: Palette) -> Figure:
             {
                 "type": "bar",
                 "x": [plain(curve.operator) for curve, _ in shown],
-                "y": [sparse(curve.median_ms[i]) for curve, i in shown],
+                "y": [sparse(curve.time_ms[i]) for curve, i in shown],
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [sparse(curve.high_ms[i] - curve.median_ms[i]) for curve, i in shown],
-                    "arrayminus": [sparse(curve.median_ms[i] - curve.low_ms[i]) for curve, i in shown],
+                    "array": [sparse(curve.high_ms[i] - curve.time_ms[i]) for curve, i in shown],
+                    "arrayminus": [sparse(curve.time_ms[i] - curve.low_ms[i]) for curve, i in shown],
                     "color": "var(--ink)",
                     "thickness": 1.2,
                     "width": 4,
                 },
                 "marker": {"color": [palette.operator(curve.family, curve.operator) for curve, _ in shown]},
                 "customdata": [
-                    [with_unit(curve.median_ms[i], "ms"), with_unit(curve.low_ms[i], "ms"), with_unit(curve.high_ms[i], "ms")]
+                    [with_unit(curve.time_ms[i], "ms"), with_unit(curve.low_ms[i], "ms"), with_unit(curve.high_ms[i], "ms")]
                     for curve, i in shown
                 ],
                 "hovertemplate": "<b>%{x}</b><br>%{customdata[0]} (%{customdata[1]} – %{customdata[2]})<extra></extra>",
@@ -187,7 +187,7 @@ def _curves(rows: Sequence[OperatorCost], phase: Phase) -> tuple[Curve, ...]:
                 operator=operator,
                 family=family,
                 at=tuple(row.context if phase == "decode" else row.tokens for row in own),
-                median_ms=tuple(row.median_ms for row in own),
+                time_ms=tuple(row.time_ms for row in own),
                 low_ms=tuple(row.low_ms for row in own),
                 high_ms=tuple(row.high_ms for row in own),
             )
@@ -219,7 +219,7 @@ def _conditions(row: OperatorCost) -> str:
 
 def _conditions_sentence(info: OperatorsInfo) -> str:
     where = listed(info.settings) if len(info.settings) <= 2 else f"{len(info.settings)} settings, see the menu"
-    measured = f"Median over {span(info.rounds)} interleaved rounds ({span(info.runs)} runs a case)"
+    measured = f"Lower quartile over {span(info.rounds)} interleaved rounds ({span(info.runs)} runs a case)"
     return f"{measured}, with its 90 % bootstrap interval over rounds; {where}."
 
 
@@ -236,7 +236,7 @@ def _tokens(view: OperatorView) -> list[int]:
 
 
 def _at(view: OperatorView, at: int) -> list[tuple[float, str]]:
-    return sorted((curve.median_ms[curve.at.index(at)], curve.operator) for curve in view.curves if at in curve.at)
+    return sorted((curve.time_ms[curve.at.index(at)], curve.operator) for curve in view.curves if at in curve.at)
 
 
 def _compare(view: OperatorView, at: int, where: str) -> str:
@@ -265,7 +265,7 @@ def _table(report: Report, phase: Phase) -> Table:
         "Block",
         *(("Setting",) if several else ()),
         "Context" if phase == "decode" else "Tokens",
-        "Median",
+        "Time",
         "Low",
         "High",
         "Caches",
@@ -280,7 +280,7 @@ def _table(report: Report, phase: Phase) -> Table:
                 row.label,
                 *((_conditions(row),) if several else ()),
                 count(row.context if phase == "decode" else row.tokens),
-                *(with_unit(value, "ms") for value in (row.median_ms, row.low_ms, row.high_ms)),
+                *(with_unit(value, "ms") for value in (row.time_ms, row.low_ms, row.high_ms)),
                 with_unit(row.state_mb, "MB"),
                 count(row.rounds),
                 count(row.runs),

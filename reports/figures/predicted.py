@@ -84,7 +84,7 @@ def predicted_chart(report: Report) -> Chart | None:
         caption=(
             f"{listed(models)}: whole models as one ONNX graph each, measured on the device"
             f"{'; ' + trained[0] + ' is what this run trained' if trained and len(models) > 1 else ''}. "
-            "Dot: the prediction from blocks with its interval, against the measured median; tick: the measured p95."
+            "Dot: the prediction from blocks with its interval, against the measured time; tick: the measured p95."
         ),
         summary=_summary(info),
         views=tuple(views),
@@ -94,7 +94,7 @@ def predicted_chart(report: Report) -> Chart | None:
 
 
 def plot_errors(info: PredictedInfo) -> Figure:
-    """Signed error in per cent, one row a workload; zero is the measured median."""
+    """Signed error in per cent, one row a workload; zero is the measured time."""
     rows = info.compared
     places, yaxis, height = _places(rows)
     data: list[Figure] = []
@@ -125,13 +125,13 @@ def plot_errors(info: PredictedInfo) -> Figure:
 
 
 def plot(info: PredictedInfo) -> Figure:
-    """Milliseconds on a logarithmic axis: measured median as a ring, prediction as a dot with its interval."""
+    """Milliseconds on a logarithmic axis: measured time as a ring, prediction as a dot with its interval."""
     rows = info.times
     places, yaxis, height = _places(rows)
     measured = {
         "type": "scatter",
         "mode": "markers",
-        "name": "measured median",
+        "name": "measured",
         "x": [sparse(row.measured) for row in rows],
         "y": places,
         "marker": {"symbol": "circle-open", "size": 15, "color": INK, "line": {"width": 2, "color": INK}},

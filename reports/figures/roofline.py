@@ -50,7 +50,7 @@ def roofline_chart(report: Report, palette: Palette) -> Chart | None:
         key="roofline",
         title="Roofline" if info.roof else "Arithmetic intensity",
         caption=(
-            "One point a block: FLOP per byte of weights and caches (analytic, stored bytes) against the GFLOP/s reached at the median; "
+            "One point a block: FLOP per byte of weights and caches (analytic, stored bytes) against the GFLOP/s reached; "
             + (f"line: the device's measured roof ({roofs})." if info.roof else "the device's roofs were not measured, so none is drawn.")
         ),
         summary=f"The fastest is {fastest.label} at {fastest.phase} with {significant(fastest.gflops)} GFLOP/s.",

@@ -14,7 +14,7 @@ from tests.archsearch.command_line import run_command
 from tests.archsearch.fake_device import CONDITIONS, FakeDevice
 
 QUIET = [MachineState(time_unix_s=float(i), busy_other_share=0.01, steal_ticks=0, available_bytes=8 << 30) for i in range(8)]
-GOOD = replace(CONDITIONS, huge_pages="madvise", governor="performance")
+GOOD = replace(CONDITIONS, huge_pages="madvise", governor="performance", extra={"glibc_tunables": "glibc.malloc.hugetlb=1"})
 STEADY_ROUNDS = [[5.0, 5.01, 5.02, 5.0], [5.01, 5.0, 5.02, 5.01], [5.0, 5.02, 5.01, 5.0]]
 
 
@@ -91,5 +91,20 @@ def test_a_real_series() -> None:
 
 def test_the_command_gives_one_document() -> None:
     document = run_command("doctor", "--json").document
-    assert document["verdict"].startswith("a profile here gets intervals of about")
+    assert document["verdict"].startswith("a profile with default settings finds times to about")
     assert len(document["rounds_ms"]) == 3
+
+
+def test_the_verdict_knows_that_rounds_of_one_process_belong_together() -> None:
+    """Steady rounds in processes that differ by 5 % are no reason for confidence."""
+    apart = [[5.0, 5.01, 5.0, 5.01], [5.25, 5.26, 5.25, 5.26], [5.5, 5.51, 5.5, 5.51]]
+    assert judge(apart, GOOD, QUIET)[1] > 0.03
+
+
+def test_huge_pages_are_only_called_right_when_they_are() -> None:
+    unasked = replace(GOOD, extra={})
+    assert "huge pages" not in {finding.what for finding in marks(STEADY_ROUNDS, unasked).get("ok", [])}
+    scattered = [replace(state, huge_page_share=0.2) for state in QUIET]
+    found = marks(STEADY_ROUNDS, GOOD, scattered)
+    assert "huge pages" not in {finding.what for finding in found["ok"]}
+    assert "20%" in found["mend"][0].said

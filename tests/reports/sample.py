@@ -151,7 +151,7 @@ def _operators(random_: random.Random) -> list[OperatorCost]:
                         phase=phase,  # type: ignore[arg-type]
                         tokens=tokens,
                         context=context,
-                        median_ms=median,
+                        time_ms=median,
                         low_ms=median * (1 - width),
                         high_ms=median * (1 + 1.4 * width),
                         rounds=8 if phase == "decode" else 6,

@@ -59,7 +59,7 @@ def test_operators_are_grouped_by_setting_and_ffn_widest_first(report: Report) -
     conv3 = info.views[0].curves[0]
     rows = sorted((r for r in report.operators if r.label == "conv3/4608" and r.phase == "decode"), key=lambda row: row.context)
     assert conv3.at == tuple(row.context for row in rows)
-    assert conv3.median_ms == tuple(row.median_ms for row in rows)
+    assert conv3.time_ms == tuple(row.time_ms for row in rows)
     assert conv3.low_ms == tuple(row.low_ms for row in rows)
 
 
