@@ -31,11 +31,12 @@ from archsearch.errors import InputError, MissingMeasurement, RunError
 from archsearch.estimate import round_times, summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
+from archsearch.series import stored
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
 from devices.base import Device
-from devices.plan import Case, Failed, Loaded, MemoryResult, RoundResult, RunPlan, Started
+from devices.plan import Case, Failed, RoundResult, RunPlan
 from operators.graph import GraphInfo, read_info
 from operators.specs import Precision
 
@@ -218,17 +219,10 @@ class _Bench:
             return
         case = make_case(key, self.target.files[workload.precision], self.infos[workload.precision], workload)
         plan = RunPlan(cases=(case,), purpose="memory", threads=workload.threads, min_runs=3, timeout_s=self.timeout_s)
-        series = ""
-        for event in self.device.run(plan):
-            match event:
-                case Started():
-                    series = self.store.start_series(self.info.fingerprint, event)
-                case MemoryResult():
-                    self.store.add_memory(key, series, event)
-                case Failed():
-                    self.store.add_failure(key, event)
-                    self.failures.append(f"{event.reason}: {event.detail}")
-                    yield BenchEvent(label=f"memory {workload.label}", done=0, total=0, failed=self.failures[-1])
+        for event in stored(self.store, self.device, plan, fingerprint=self.info.fingerprint):
+            if isinstance(event, Failed):
+                self.failures.append(f"{event.reason}: {event.detail}")
+                yield BenchEvent(label=f"memory {workload.label}", done=0, total=0, failed=self.failures[-1])
 
     def cases(self, workloads: Sequence[Workload]) -> dict[str, Case]:
         """The model at every workload and, where a table predicts it, its blocks and head beside it."""
@@ -284,19 +278,12 @@ class _Bench:
             timeout_s=self.timeout_s,
             seed=first,
         )
-        series = ""
-        for event in self.device.run(plan):
+        for event in stored(self.store, self.device, plan, fingerprint=self.info.fingerprint, first=first):
             match event:
-                case Started():
-                    series = self.store.start_series(self.info.fingerprint, event)
-                case Loaded():
-                    self.store.add_loaded(event.case_id, event)
                 case RoundResult():
-                    self.store.add_round(event.case_id, series, first + event.round, event)
                     if event.case_id in models:
                         yield BenchEvent(label=self.target.name, done=0, total=0)
                 case Failed():
-                    self.store.add_failure(event.case_id, event)
                     self.failures.append(f"{event.reason}: {event.detail}")
                     yield BenchEvent(label=self.target.name, done=0, total=0, failed=self.failures[-1])
 

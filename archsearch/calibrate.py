@@ -19,19 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card
+from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card, read_card
 from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
-from archsearch.errors import MissingMeasurement, RunError
+from archsearch.errors import InputError, MissingMeasurement, RunError
 from archsearch.estimate import Estimate, round_times, summary
 from archsearch.memory import MB, MemoryPhase
 from archsearch.predict import CostTable
 from archsearch.profile import Estimator, memory_workloads
+from archsearch.series import stored
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
 from devices.base import Device
-from devices.plan import Case, Failed, MemoryResult, RoundResult, RunPlan, Started
+from devices.plan import Case, Failed, RoundResult, RunPlan
 from operators.graph import read_info
 from operators.specs import BlockSpec, Precision
 
@@ -39,7 +40,7 @@ GROUP = 3
 """Whole models in one process: with many sessions each model would find less memory in huge pages than it does alone."""
 LARGEST_DRIFT = 1.25
 """A machine that is this much slower, or faster, than the table says is another machine."""
-STRUCTURED = ("alternating", "attention every third", "in runs")
+STRUCTURED = ("alternating", "another every third", "in runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def held_out(space: Space, count: int, *, seed: int = 0) -> list[tuple[str, Arch
     for i, name in enumerate(STRUCTURED):
         chosen = {
             "alternating": [operators[n % len(operators)] for n in range(deepest)],
-            "attention every third": [others[n // 3 % len(others)] if n % 3 == 2 else operators[0] for n in range(deepest)],
+            "another every third": [others[n // 3 % len(others)] if n % 3 == 2 else operators[0] for n in range(deepest)],
             "in runs": [operators[n * len(operators) // deepest] for n in range(deepest)],
         }[name]
         layers = [BlockSpec(operator=operator, ffn=ffns[(n // 2 + i) % len(ffns)]) for n, operator in enumerate(chosen)]
@@ -110,14 +111,22 @@ def calibrate(
 ) -> Iterator[CalibrateEvent]:
     """Measure held-out models and write the card; what is measured already is not measured again, unless `again`.
 
+    With a card of other layouts (another `seed`) there already, its widened intervals are put to the test by the new layouts.
+
     Raises:
-        RunError: the machine has changed too much since it was profiled, or nothing could be measured.
+        InputError: the table is of another machine, or another version of the runtime.
+        RunError: the machine has changed too much since it was profiled, or nothing could be measured; an earlier card is damaged.
         MissingMeasurement: the table lacks what the layouts need.
     """
+    info = device.info
+    if (table.fingerprint, table.runtime) != (info.fingerprint, info.runtime or ""):
+        was, now = f"{table.fingerprint} with {table.runtime}", f"{info.fingerprint} with {info.runtime}"
+        raise InputError(f"{run_dir} was profiled on {was}, and this device is {now}: profile it first, or calibrate where it was profiled")
     with Store(run_dir / "measurements.db") as store:
+        earlier = read_card(run_dir, info.fingerprint, table.runtime)
         work = _Calibration(space, run_dir, device, table, store, passes, rounds, seed, again, result)
         yield from work.run(held_out(space, layouts, seed=seed), memory_layouts)
-        result.card = work.card()
+        result.card = work.card({layout["spec_id"] for layout in earlier["layouts"]} if earlier else set())
     keep_card(run_dir, result.card)
 
 
@@ -173,7 +182,7 @@ class _Calibration:
             for workload in memory_workloads(self.space, precision):
                 for _, spec in layouts[:memory_layouts]:
                     subject = model_subject(spec)
-                    key = self._key(subject, workload, "calibration memory", "")
+                    key = self._key(subject, workload, "calibration memory", str(self.attempt or ""))
                     self.memory.append((spec, workload, key, self._case(key, subject, workload)))
                     self._note(key, subject, workload, "calibration memory", {"label": spec.name}, 1)
             for threads in self.space.measure.threads:
@@ -254,24 +263,18 @@ class _Calibration:
 
         for spec, workload, key, case in self.memory:
             worked = self.store.status(key) != "done"
-            failed = self._measure_memory(key, workload, case) if worked else None
+            failed = self._measure_memory(workload, case) if worked else None
             yield event(f"memory {spec.name}", worked=worked, failed=failed)
         for number, group in itertools.product(range(self.passes), self.groups):
             for label, worked, failed in self._measure(group, number):
                 yield event(label, worked=worked, failed=failed)
 
-    def _measure_memory(self, key: str, workload: Workload, case: Case) -> str | None:
-        series, failed = "", None
+    def _measure_memory(self, workload: Workload, case: Case) -> str | None:
+        failed = None
         plan = RunPlan(cases=(case,), purpose="memory", threads=workload.threads, min_runs=3, timeout_s=self.space.measure.timeout_s)
-        for event in self.device.run(plan):
-            match event:
-                case Started():
-                    series = self.store.start_series(self.info.fingerprint, event)
-                case MemoryResult():
-                    self.store.add_memory(key, series, event)
-                case Failed():
-                    self.store.add_failure(key, event)
-                    failed = f"{event.reason}: {event.detail}"
+        for event in stored(self.store, self.device, plan, fingerprint=self.info.fingerprint):
+            if isinstance(event, Failed):
+                failed = f"{event.reason}: {event.detail}"
         return failed
 
     def _measure(self, group: _Group, number: int) -> Iterator[tuple[str, bool, str | None]]:
@@ -294,24 +297,22 @@ class _Calibration:
             timeout_s=self.space.measure.timeout_s,
             seed=first,
         )
-        series = ""
-        for event in self.device.run(plan):
+        for event in stored(self.store, self.device, plan, fingerprint=self.info.fingerprint, first=first):
             match event:
-                case Started():
-                    series = self.store.start_series(self.info.fingerprint, event)
                 case RoundResult():
-                    self.store.add_round(event.case_id, series, first + event.round, event)
                     part = parts[event.case_id]
                     yield f"{part.subject.label} {part.workload.label} {part.workload.precision}", True, None
                 case Failed():
-                    self.store.add_failure(event.case_id, event)
                     yield parts[event.case_id].subject.label, True, f"{event.reason}: {event.detail}"
+                    for _ in set(range(1, self.rounds)) - done[event.case_id]:  # the bar moves on by what will not come
+                        yield parts[event.case_id].subject.label, False, None
 
     # -- the card --------------------------------------------------------------------------------------------------------
 
-    def card(self) -> CalibrationCard:
+    def card(self, known: set[str]) -> CalibrationCard:
+        """`known`: the layouts that the table's widenings were fitted to; only others can test these."""
         rows = {row.key: row for row in self.store.rows(fingerprint=self.info.fingerprint)}
-        cases = [case for group in self.groups for case in self._cases(group, rows)]
+        cases = [case for group in self.groups for case in self._cases(group, rows, known)]
         if not cases:
             why = f": {self.result.failures[0]}" if self.result.failures else ""
             raise RunError(f"no held-out model could be measured{why}")
@@ -355,7 +356,7 @@ class _Calibration:
                 measured_mb=measured / MB,
             )
 
-    def _cases(self, group: _Group, rows: dict[str, Row]) -> Iterator[MeasuredCase]:
+    def _cases(self, group: _Group, rows: dict[str, Row], known: set[str]) -> Iterator[MeasuredCase]:
         drifts = {}
         for workload in dict.fromkeys(part.workload for part in group.parts):
             found = [
@@ -383,6 +384,7 @@ class _Calibration:
                 predicted=predicted,
                 drift=drift,
                 interpolated=interpolated,
+                widening=None if part.spec.spec_id in known else self.table.widenings.get(part.workload),
             )
 
     def _drift(self, part: _Part, rows: dict[str, Row]) -> float | None:

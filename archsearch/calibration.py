@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,10 @@ from archsearch.spec import ArchSpec
 from archsearch.workload import Workload
 
 FILE = "calibration.json"
-FEWEST = 4
-"""Layouts from which the intervals of a kind of workload are widened: fewer say nothing of a tail."""
+CARD_KEYS = ("runtime", "layouts", "cases", "summary", "memory", "memory_summary")
+FEWEST = 9
+"""Layouts from which the intervals of a kind of workload are widened: with fewer, not even the largest error reaches 90 % (rank
+ceil(0.9 (n + 1)) of n)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class MeasuredCase:
     predicted: Estimate
     drift: float
     interpolated: bool
+    widening: Widening | None = None
+    """Of an earlier calibration that did not hold this layout, so that this one tests it."""
 
     @property
     def error(self) -> float:
@@ -48,6 +53,11 @@ class MeasuredCase:
     def covered(self) -> bool:
         """Whether the stated interval, scaled by the drift, holds the measured value."""
         return self.predicted.low * self.drift <= self.measured.value <= self.predicted.high * self.drift
+
+    @property
+    def covered_widened(self) -> bool | None:
+        """The same of the interval that an earlier calibration widened; None where there was none to test."""
+        return None if self.widening is None else self.off <= self.widening.factor * math.hypot(self.half, self.widening.error)
 
     @property
     def half(self) -> float:
@@ -76,6 +86,7 @@ class MeasuredCase:
             "error": self.error,
             "uncorrected_error": self.uncorrected_error,
             "covered": self.covered,
+            "covered_widened": self.covered_widened,
             "interpolated": self.interpolated,
         }
 
@@ -168,6 +179,7 @@ def _summarised(workload: Workload, cases: Sequence[MeasuredCase]) -> dict[str, 
     distinct = len(cases) > 2 and len(set(predicted)) > 1 and len(set(measured)) > 1
     drifts = [case.drift for case in cases]
     widening = _fitted(cases)
+    tested = [case.covered_widened for case in cases if case.covered_widened is not None]
     return {
         "workload": workload.label,
         **workload_fields(workload),
@@ -179,7 +191,8 @@ def _summarised(workload: Workload, cases: Sequence[MeasuredCase]) -> dict[str, 
         "bias": float(errors.mean()),
         "rank_correlation": float(spearmanr(predicted, measured).statistic) if distinct else None,
         "coverage": float(np.mean([case.covered for case in cases])),
-        "coverage_widened": _left_out_coverage(cases),
+        "coverage_widened": float(np.mean(tested)) if tested else None,
+        "tested": len(tested),
         "drift_low": min(drifts),
         "drift_high": max(drifts),
         "widening": widening.factor if widening else None,
@@ -191,48 +204,48 @@ def _fitted(cases: Sequence[MeasuredCase]) -> Widening | None:
     return Widening.fit([case.off for case in cases], [case.half for case in cases]) if len(cases) >= FEWEST else None
 
 
-def _left_out_coverage(cases: Sequence[MeasuredCase]) -> float | None:
-    """Share of layouts covered by intervals that were widened by what all the others taught."""
-    covered = []
-    for i, case in enumerate(cases):
-        widening = _fitted([*cases[:i], *cases[i + 1 :]])
-        if widening is None:
-            return None
-        covered.append(case.off <= widening.factor * math.hypot(case.half, widening.error))
-    return float(np.mean(covered))
-
-
 def keep_card(run_dir: Path, card: CalibrationCard) -> None:
     """Write the card beside those of other devices."""
     path = run_dir / FILE
     cards = read_json(path) if path.exists() else {}
-    write_atomic(path, _json(cards | {card.fingerprint: card.to_dict()}))
+    write_atomic(path, json.dumps(cards | {card.fingerprint: card.to_dict()}, indent=1))
 
 
-def read_widenings(run_dir: Path, fingerprint: str, runtime: str) -> dict[Workload, Widening]:
-    """What a device's intervals are widened by; empty when it was not calibrated, or with another version of the runtime.
+def read_card(run_dir: Path, fingerprint: str, runtime: str) -> dict[str, Any] | None:
+    """The card of a device, as `CalibrationCard.to_dict` gives it; None when it was not calibrated with that version of the runtime.
 
     Raises:
         RunError: the file is damaged.
     """
     path = run_dir / FILE
     if not path.exists():
-        return {}
+        return None
+    cards = read_json(path)
+    card = cards.get(fingerprint) if isinstance(cards, dict) else cards
+    if card is None:
+        return None
+    if not isinstance(card, dict) or not set(CARD_KEYS) <= set(card):
+        raise damaged(run_dir)
+    return card if card["runtime"] == runtime else None
+
+
+def read_widenings(run_dir: Path, fingerprint: str, runtime: str) -> dict[Workload, Widening]:
+    """What a device's intervals are widened by; empty when it was not calibrated with that version of the runtime.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    card = read_card(run_dir, fingerprint, runtime)
+    names = ("phase", "tokens", "context", "batch", "precision", "threads")
     try:
-        card: Mapping[str, Any] | None = read_json(path).get(fingerprint)
-        if card is None or card["runtime"] != runtime:
-            return {}
-        names = ("phase", "tokens", "context", "batch", "precision", "threads")
         return {
             Workload(**{name: line[name] for name in names}): Widening(error=line["widening_error"], factor=line["widening"])
-            for line in card["summary"]
+            for line in (card["summary"] if card else ())
             if line["widening"] is not None
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not a calibration ({error!r}); remove it, and `archsearch calibrate` makes it anew") from error
+    except (KeyError, TypeError) as error:
+        raise damaged(run_dir) from error
 
 
-def _json(data: Any) -> str:
-    import json
-
-    return json.dumps(data, indent=1)
+def damaged(run_dir: Path) -> RunError:
+    return RunError(f"{run_dir / FILE}: not a calibration; remove it, and `archsearch calibrate` makes it anew")

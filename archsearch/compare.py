@@ -35,6 +35,8 @@ class Side:
     rows: Mapping[tuple[str, Workload], Row]
     conditions: Mapping[str, Mapping[str, Any]]
     """By series."""
+    other_runtimes: int = 0
+    """Measurements of earlier versions of the runtime, which are left out."""
 
     def found(self, name: str, keys: Sequence[tuple[str, Workload]]) -> set[str]:
         """All values of a condition among the series that measured `keys`."""
@@ -85,6 +87,8 @@ class Comparison:
     mean_high: float
     only_a: int
     only_b: int
+    other_runtimes: tuple[int, int]
+    """Left out on each side, since a file's newest runtime counts."""
     differs: Mapping[str, tuple[str, str]]
     """Conditions that differ and were allowed to."""
 
@@ -94,6 +98,7 @@ class Comparison:
             "geometric_mean": {"ratio": self.mean, "low": self.mean_low, "high": self.mean_high},
             "only_a": self.only_a,
             "only_b": self.only_b,
+            "other_runtimes": list(self.other_runtimes),
             "differs": {name: list(values) for name, values in self.differs.items()},
         }
 
@@ -146,6 +151,7 @@ def _side(file: Path, store: Store, wanted: str | None) -> Side:
         runtime=runtime,
         rows={(row.subject_id, row.workload): row for row in rows if row.runtime == runtime},
         conditions=store.conditions(),
+        other_runtimes=sum(row.runtime != runtime for row in rows),
     )
 
 
@@ -203,6 +209,7 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
         mean_high=max(high, mean),
         only_a=len(a.rows) - len(keys),
         only_b=len(b.rows) - len(keys),
+        other_runtimes=(a.other_runtimes, b.other_runtimes),
         differs=differs,
     )
 

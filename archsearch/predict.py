@@ -75,6 +75,7 @@ class CostTable:
             if row.purpose == "latency":
                 self._latency.setdefault(row.subject_id, []).append(row)
         self.rows = usable
+        self.runtime, self.fingerprint = (own[-1].runtime, own[-1].fingerprint) if own else ("", "")
         memory = [row for row in usable if row.purpose == "memory"]
         self.peaks = MemoryTable(memory, device=device, compose=_composed, block_of=_block_of)
         self._estimates: dict[tuple[str, Workload], Estimate] = {}

@@ -22,11 +22,12 @@ from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
 from archsearch.estimate import round_times, summary
+from archsearch.series import stored
 from archsearch.space import MeasureSettings, Space
 from archsearch.store import Store
 from archsearch.workload import Workload
 from devices.base import Device, DeviceInfo
-from devices.plan import Case, Failed, Loaded, MemoryResult, RoundResult, RunPlan, Started
+from devices.plan import Case, Failed, RoundResult, RunPlan
 from operators.graph import GraphInfo, check_blocks, random_weights, read_info
 from operators.graph.check import DECODE, probe_length
 from operators.specs import BlockSpec, GraphError, ModelDims, Precision
@@ -118,7 +119,6 @@ class _Profile:
         self.settings: MeasureSettings = space.measure
         self.retry_failed = retry_failed
         self.models: dict[tuple[Subject, Precision], tuple[Path, GraphInfo]] = {}
-        self.series_id = ""
 
     def run(self) -> Iterator[ProfileEvent]:
         yield from self.export()
@@ -240,15 +240,9 @@ class _Profile:
                 plan = RunPlan(
                     cases=(item.case,), purpose="memory", threads=item.workload.threads, min_runs=3, timeout_s=self.settings.timeout_s
                 )
-                for event in self.device.run(plan):
-                    match event:
-                        case Started():
-                            self.series_id = self.store.start_series(self.info.fingerprint, event)
-                        case MemoryResult():
-                            self.store.add_memory(item.key, self.series_id, event)
-                        case Failed():
-                            self.store.add_failure(item.key, event)
-                            failure = f"{event.reason}: {event.detail}"
+                for event in stored(self.store, self.device, plan, fingerprint=self.info.fingerprint):
+                    if isinstance(event, Failed):
+                        failure = f"{event.reason}: {event.detail}"
             estimator.step(worked=worked)
             yield self._event("memory", item, estimator, failure)
 
@@ -267,7 +261,7 @@ class _Profile:
                         yield from self._series(group, first, threads, done, estimator)
 
     def _uncertain(self, items: Sequence[Item], number: int, estimator: Estimator) -> list[Item]:
-        """What another pass is spent on: intervals that are still too wide, and all that an interrupted pass had begun."""
+        """What pass `number` is spent on: what was still too uncertain after all passes before it, however far this one has come."""
         rows = {row.key: row for row in self.store.rows(fingerprint=self.info.fingerprint)}
         rounds = self.settings.rounds
         found = []
@@ -320,19 +314,13 @@ class _Profile:
             timeout_s=self.settings.timeout_s,
             seed=first,
         )
-        for event in self.device.run(plan):
+        for event in stored(self.store, self.device, plan, fingerprint=self.info.fingerprint, first=first):
             match event:
-                case Started():
-                    self.series_id = self.store.start_series(self.info.fingerprint, event)
-                case Loaded():
-                    self.store.add_loaded(event.case_id, event)
                 case RoundResult():
-                    self.store.add_round(event.case_id, self.series_id, first + event.round, event)
                     done[event.case_id].add(first + event.round)
                     estimator.step(worked=True)
                     yield self._event("latency", by_key[event.case_id], estimator, None)
                 case Failed():
-                    self.store.add_failure(event.case_id, event)
                     item = by_key[event.case_id]
                     for _ in {first + r for r in rounds} - done[event.case_id]:  # later passes count their own
                         estimator.step(worked=False)

@@ -85,14 +85,14 @@ def print_card(card: CalibrationCard) -> None:
                 percent(line["worst"]),
                 percent(line["bias"], sign=True),
                 "-" if rank is None else f"{rank:.2f}",
-                f"{whole(line['coverage'])}>{whole(line['coverage_widened'])}",
+                whole(line["coverage"]) + (f">{whole(line['coverage_widened'])}" if line["tested"] else ""),
                 f"{line['drift_low']:.2f}-{line['drift_high']:.2f}",
             ]
         )
     columns = ["workload", "", "p50", "p95", "max", "bias", "rank", "cover", "drift"]
     title = f"Error of predictions for {len(card.layouts)} held-out layouts, per cent"
     stdout.print(table(columns, rows, title=title, numbers_from=2))
-    note = "p50, p95, max: of |error|; cover: by the stated 90 % intervals > by intervals widened from the other layouts"
+    note = "p50, p95, max: of |error|; cover: by the stated 90 % intervals, > and as an earlier calibration widened them"
     stdout.print(note + ("; *: context interpolated" if any(line["interpolated"] for line in card.summary()) else ""), style="dim")
     memory = [
         [f"{line['phase']} peak", line["precision"], percent(line["median"]), percent(line["worst"]), percent(line["bias"], sign=True)]

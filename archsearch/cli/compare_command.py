@@ -65,3 +65,6 @@ def print_comparison(found: Comparison) -> None:
         stdout.print(f"{name}: {one} in A, {two} in B", style="dim")
     if found.only_a or found.only_b:
         stderr.print(f"left out, since only one side has them: {found.only_a} of A, {found.only_b} of B", style="dim")
+    if any(found.other_runtimes):
+        old_a, old_b = found.other_runtimes
+        stderr.print(f"left out, since measured with another version of the runtime: {old_a} of A, {old_b} of B", style="dim")

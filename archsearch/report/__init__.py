@@ -78,7 +78,7 @@ def report(run: RunFiles) -> Report:
         parity=trained.parity(run),
         series=tuple(measured.series(run)),
         failures=tuple(measured.failures(run)),
-        advice=tuple(measured.advice(run)),
+        advice=(*measured.advice(run), *calibrated.advice(run)),
         commands=commands(run),
         versions={"archsearch": __version__, **measured.versions(run)},
     )

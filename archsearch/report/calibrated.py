@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from archsearch.calibration import FILE
-from archsearch.errors import RunError
-from archsearch.files import read_json
+from archsearch.calibration import damaged, read_card
 from archsearch.report.files import RunFiles
 from reports.rows import CalibrationSummary, HeldOutRow
 
 
 def card(run: RunFiles) -> dict[str, Any] | None:
-    """The card of the report's device; None where it was not calibrated.
+    """The card of the report's device; None where it was not calibrated with the runtime that its table was measured with.
 
     Raises:
         RunError: the file is damaged.
     """
-    path = run.run_dir / FILE
-    if not path.exists():
-        return None
     fingerprint = next(info["fingerprint"] for info in run.infos if info["device_id"] == run.device)
-    cards = read_json(path)
-    return cards.get(fingerprint) if isinstance(cards, dict) else None
+    return read_card(run.run_dir, fingerprint, run.table.runtime)
+
+
+def advice(run: RunFiles) -> tuple[str, ...]:
+    """What to do where predictions were never tested."""
+    if not run.tables or card(run) is not None:
+        return ()
+    return (f"Predictions are not calibrated: `archsearch calibrate --run RUN --device {run.device}` says how far they can be trusted.",)
 
 
 def held_out(run: RunFiles) -> tuple[HeldOutRow, ...]:
@@ -30,7 +31,7 @@ def held_out(run: RunFiles) -> tuple[HeldOutRow, ...]:
     if found is None:
         return ()
     try:
-        times = [
+        return tuple(
             HeldOutRow(
                 layout=case["layout"],
                 workload=case["workload"],
@@ -42,10 +43,9 @@ def held_out(run: RunFiles) -> tuple[HeldOutRow, ...]:
                 covered=case["covered"],
             )
             for case in found["cases"]
-        ]
-        return tuple(times)
+        )
     except (KeyError, TypeError) as error:
-        raise _damaged(run, error) from error
+        raise damaged(run.run_dir) from error
 
 
 def summaries(run: RunFiles) -> tuple[CalibrationSummary, ...]:
@@ -77,13 +77,9 @@ def summaries(run: RunFiles) -> tuple[CalibrationSummary, ...]:
         ]
         return (*times, *peaks)
     except (KeyError, TypeError) as error:
-        raise _damaged(run, error) from error
+        raise damaged(run.run_dir) from error
 
 
 def setting(precision: str, threads: int) -> str:
     """ "int4, 2 threads"."""
     return f"{precision}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _damaged(run: RunFiles, error: Exception) -> RunError:
-    return RunError(f"{run.run_dir / FILE}: not a calibration ({error!r}); remove it, and `archsearch calibrate` makes it anew")

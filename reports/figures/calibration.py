@@ -120,8 +120,8 @@ def _summary(info: CalibrationInfo) -> str:
 
 def _table(report: Report) -> Table:
     return Table(
-        caption="Errors of predictions for held-out layouts. Covered: by the stated 90 % intervals, and by intervals widened by what the "
-        "other layouts taught; drift: the table's chains now over then, which is corrected for",
+        caption="Errors of predictions for held-out layouts. Covered: by the stated 90 % intervals; widened: by intervals that an earlier "
+        "calibration with other layouts had widened; drift: the table's chains now over then, which is corrected for",
         header=("Workload", "Setting", "Layouts", "Median", "95th percentile", "Worst", "Bias", "Rank", "Covered", "Widened", "Drift"),
         rows=tuple(
             (

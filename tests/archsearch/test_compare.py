@@ -181,3 +181,11 @@ def test_the_command(tmp_path: Path) -> None:
     refused = run_command("compare", a, profiled(tmp_path / "c", Noisy(1, 3, governor="powersave")))
     assert refused.status == 2
     assert "governor" in refused.error
+
+
+def test_what_an_earlier_runtime_measured_is_left_out_and_counted(tmp_path: Path) -> None:
+    run = profiled(tmp_path / "run", Noisy(3, 1))
+    profiled(run, Noisy(1, 2, info=replace(INFO, runtime="onnxruntime 9.9")))
+    found = compared(run, profiled(tmp_path / "new", Noisy(1, 3, info=replace(INFO, runtime="onnxruntime 9.9"))))
+    assert found.other_runtimes == (9, 0)
+    assert found.mean == pytest.approx(1, abs=0.03)

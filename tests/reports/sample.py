@@ -52,6 +52,9 @@ LAYERS = 16
 LIMITS = {"decode_ms@4096": 7.0, "prefill_ms@512": 900.0, "memory_mb@4096": 360.0}
 
 
+TIMES = {"median": 0.02, "p95": 0.07, "worst": 0.08, "bias": -0.01, "rank_correlation": 0.97, "coverage": 0.5, "coverage_widened": 0.9}
+
+
 def sample_report(seed: int = 0) -> Report:
     """Every section filled."""
     random_ = random.Random(seed)
@@ -93,19 +96,7 @@ def sample_report(seed: int = 0) -> Report:
         predicted=tuple(_predicted(random_)),
         held_out=tuple(_held_out()),
         calibration=(
-            CalibrationSummary(
-                workload="decode@4096",
-                setting="int4, 1 thread",
-                layouts=6,
-                median=0.02,
-                p95=0.07,
-                worst=0.08,
-                bias=-0.01,
-                rank_correlation=0.97,
-                coverage=0.5,
-                coverage_widened=0.9,
-                drift=(0.98, 1.02),
-            ),
+            CalibrationSummary(workload="decode@4096", setting="int4, 1 thread", layouts=6, **TIMES, drift=(0.98, 1.02)),
             CalibrationSummary(workload="memory, decode", setting="int4", layouts=4, median=0.02, worst=0.11, bias=0.01),
         ),
         memory=tuple(_memory()),

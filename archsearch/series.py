@@ -1,0 +1,35 @@
+"""Running a plan on a device so that nothing that came of it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archsearch.store import Store
+from devices.base import Device
+from devices.plan import Event, Failed, Loaded, MemoryResult, RoundResult, RunPlan, Started
+
+
+def stored(store: Store, device: Device, plan: RunPlan, *, fingerprint: str, first: int = 0) -> Iterator[Event]:
+    """Run a plan whose cases go by measurement keys; each event is in the store before it is handed on.
+
+    Args:
+        first: number of the plan's round 0 among all rounds of its measurements.
+
+    Raises:
+        StoreError: the database cannot be written.
+        AgentError: the agent cannot be started.
+    """
+    series = ""
+    for event in device.run(plan):
+        match event:
+            case Started():
+                series = store.start_series(fingerprint, event)
+            case Loaded():
+                store.add_loaded(event.case_id, event)
+            case RoundResult():
+                store.add_round(event.case_id, series, first + event.round, event)
+            case MemoryResult():
+                store.add_memory(event.case_id, series, event)
+            case Failed():
+                store.add_failure(event.case_id, event)
+        yield event
