@@ -106,6 +106,10 @@ def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, dia
     diagnosis.device, diagnosis.threads = device.info.device_id, threads
     assert conditions is not None
     diagnosis.findings, diagnosis.expected = judge(diagnosis.rounds_ms, conditions, states)
+    if threads > device.info.cores:
+        said = f"{threads} of them share {device.info.cores} cores and wait for each other"
+        mend = "measure with as many threads as fast cores at most"
+        diagnosis.findings.insert(0, Finding(mark="mend", what="threads", said=said, mend=mend))
 
 
 def judge(rounds_ms: Sequence[Sequence[float]], conditions: Conditions, states: Sequence[MachineState]) -> tuple[list[Finding], float]:

@@ -89,6 +89,15 @@ def test_a_real_series() -> None:
     assert {"rounds", "processes"} <= {finding.what for finding in diagnosis.findings}
 
 
+def test_more_threads_than_cores_are_named() -> None:
+    diagnosis = Diagnosis()
+    list(examine(FakeDevice(), threads=3, diagnosis=diagnosis))  # it has two cores
+    assert diagnosis.findings[0].what == "threads"
+    within = Diagnosis()
+    list(examine(FakeDevice(), threads=2, diagnosis=within))
+    assert "threads" not in {finding.what for finding in within.findings}
+
+
 def test_the_command_gives_one_document() -> None:
     document = run_command("doctor", "--json").document
     assert document["verdict"].startswith("a profile with default settings finds times to about")
