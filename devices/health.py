@@ -213,7 +213,8 @@ def advice(conditions: Conditions, states: Sequence[MachineState]) -> list[str]:
     lines = []
     shares = [state.busy_other_share for state in states if state.busy_other_share is not None]
     if shares and statistics.mean(shares) > BUSY_SHARE:
-        lines.append(f"Other programs, or other tenants of its host, used {statistics.mean(shares):.0%} of the machine: close what you can, measure again.")
+        used = f"{statistics.mean(shares):.0%} of the machine"
+        lines.append(f"Other programs, or other tenants of its host, used {used}: close what you can and measure again.")
     steals = [state.steal_ticks for state in states if state.steal_ticks is not None]
     if len(steals) > 1:
         stolen = (steals[-1] - steals[0]) / os_ticks() / max(1e-9, states[-1].time_unix_s - states[0].time_unix_s)
