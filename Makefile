@@ -10,7 +10,7 @@ RUN    ?= runs/demo
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(STAMP)  ## profile, search, train, measure again, report: the main job on this machine (about 12 minutes)
+demo: $(STAMP)  ## profile, search, train, measure again, report: the main job on this machine (about 10 minutes after set-up)
 	$(BIN)/archsearch run examples/demo.toml --run $(RUN)
 
 test: $(STAMP) system  ## all tests, with a real browser

@@ -106,7 +106,7 @@ def test_a_quiet_machine_needs_no_advice() -> None:
 @pytest.mark.parametrize(
     ("conditions", "later", "words"),
     [
-        (CONDITIONS, {"busy_other_share": 0.61}, ["31%", "close them"]),
+        (CONDITIONS, {"busy_other_share": 0.61}, ["31%", "close what you can"]),
         (CONDITIONS, {"steal_ticks": 100 + 10 * health.os_ticks() // 2}, ["50%", "hypervisor"]),
         (CONDITIONS, {"swapped_bytes": 10**6}, ["swapped", "fewer models"]),
         (CONDITIONS, {"on_battery": True}, ["plug it in"]),
