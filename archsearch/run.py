@@ -152,8 +152,7 @@ def run(
         ArchsearchError, OperatorError, DeviceError: a stage failed; the report of what there is has been written by then.
     """
     # Complaints first, before anything is written, and not an hour later.
-    for missing in (source for source in Space.read(space_path).train.data if not Path(source).exists()):
-        raise InputError(f"{space_path}: train.data: {missing}: no such file or folder, seen from {Path.cwd()}")
+    _check_sources(space_path)
     devices = {device_id: open_device(device_id) for device_id in device_ids}
     space = claim(run_dir, space_path)
     first = device_ids[0]
@@ -213,6 +212,15 @@ def _bench(
     keep_bench(run_dir, device_id, result.document)
 
 
+def _check_sources(space_path: Path) -> None:
+    from archsearch.data.sources import parse_sources
+
+    texts = Space.read(space_path).train.data
+    for text, source in zip(texts, parse_sources(texts), strict=True):
+        if not source.on_hub and not Path(source.location).exists():
+            raise InputError(f"{space_path}: train.data: {text}: no such file or folder, seen from {Path.cwd()}")
+
+
 def keep_bench(run_dir: Path, device_id: str, document: dict[str, Any]) -> None:
     """Keep a bench document for the report."""
     name = f"{document['name']}-{device_id}".replace(" ", "_").replace("/", "_").replace(":", "_")
@@ -245,7 +253,7 @@ def _train(space: Space, spec: ArchSpec, run_dir: Path) -> Iterator[StageEvent]:
             if metrics and metrics[-1]["event"] == "finished":
                 return
             resume = True
-    for event in train(spec, [Path(path) for path in space.train.data], out, settings=train_settings(space), resume=resume):
+    for event in train(spec, space.train.data, out, settings=train_settings(space), resume=resume):
         yield StageEvent(stage="train", event=event)
 
 
@@ -267,7 +275,7 @@ def held_out_tokens(space: Space, checkpoint: Path, count: int = 2048) -> list[i
     from archsearch.data import open_corpus, prepare
 
     tokenizer = Checkpoint.open(checkpoint).tokenizer()
-    data = prepare(open_corpus([Path(path) for path in space.train.data]), space.vocab_size, tokenizer=tokenizer)
+    data = prepare(open_corpus(space.train.data), space.vocab_size, tokenizer=tokenizer)
     return [int(token) for token in data.held_out[:count]]
 
 

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from archsearch.cli.tables import stderr
 
+NOTE_WIDTH = 34
+"""Characters beside a bar of 20, so that all of it fits 80 columns."""
 PLAIN_EVERY = 0.1
 """Without a terminal, a line for each tenth of the way."""
 
@@ -27,11 +29,11 @@ def clock(seconds: float | None) -> str:
 class Bar:
     """One line: what is done, how far, what just happened, how long it will take."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, bar_width: int = 20) -> None:
+        self.title, self._note_width = title, NOTE_WIDTH + 20 - bar_width
         self._progress = Progress(
             TextColumn("[bold]{task.fields[title]:<8}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=bar_width),
             TextColumn("{task.fields[count]}"),
             TextColumn("[dim]{task.fields[left]}"),
             TextColumn("{task.fields[note]}", markup=True),
@@ -56,7 +58,7 @@ class Bar:
     def update(self, done: float, total: float, *, note: str = "", seconds_left: float | None = None, count: str | None = None) -> None:
         count = count if count is not None else f"{done:.0f}/{total:.0f}"
         if self._task is not None:
-            shown = note if len(note) <= 34 else note[:33] + "…"
+            shown = note if len(note) <= self._note_width else note[: self._note_width - 1] + "…"
             self._progress.update(self._task, completed=done, total=total, count=count, left=clock(seconds_left), note=escape(shown))
             return
         share = done / total if total else 0.0
@@ -72,8 +74,9 @@ class Bar:
 
 
 @contextlib.contextmanager
-def stage(title: str) -> Iterator[Bar]:
-    with Bar(title) as bar:
+def stage(title: str, *, bar_width: int = 20) -> Iterator[Bar]:
+    """A bar for a block; a narrower one leaves more room for what is said beside it."""
+    with Bar(title, bar_width) as bar:
         yield bar
 
 
@@ -103,7 +106,8 @@ def show(bar: Bar, event: Any) -> None:
                 bar.say(f"{event.trained:>3}  {event.pattern}: {event.outcome}")
         case "Step":
             last = getattr(bar, "last_step", 0) or event.step
-            note = f"loss {event.loss:.3f}, {event.tokens_per_s:,.0f} tokens/s"
+            rate = f"{event.learning_rate:.1e}".replace("e-0", "e-")
+            note = f"loss {event.loss:.3f} lr {rate} norm {event.grad_norm:.2f} {event.tokens_per_s:,.0f} tok/s"
             bar.update(event.step, last, note=note, seconds_left=event.eta_s)
         case "Started" if hasattr(event, "plan"):
             bar.last_step = event.plan.last_step  # type: ignore[attr-defined]
@@ -115,5 +119,10 @@ def show(bar: Bar, event: Any) -> None:
             bar.say(f"the machine is slower than planned for: {event.last_step:,} steps in place of {event.planned:,}")
         case "Evaluated":
             bar.say(f"step {event.step:,}: {event.held_out.bits_per_byte:.3f} held-out bits per byte")
+        case "Preparing":
+            unit, scale = ("documents", 1) if event.stage == "streaming" else ("MB", 1e6)
+            total = f"/{event.total / scale:,.0f}" if event.total else ""
+            count = f"{event.done / scale:,.0f}{total} {unit}"
+            bar.update(min(event.done, event.total), event.total, note=event.stage, seconds_left=event.seconds_left, count=count)
         case "ParityReport":
             bar.say(str(event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,12 @@ def train(
     path: Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file.")],
     out: Annotated[Path, typer.Option("--out", metavar="CHECKPOINT", help="The checkpoint folder.")],
     data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", metavar="PATH", help="Files or folders: text, JSONL, Parquet; default: Python's own sources."),
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="PATH[:WEIGHT]",
+            help="Text, JSONL, Parquet, folders of them, or hf:REPO; may be repeated. Default: Python's own sources.",
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, metavar="N", help="Training tokens; default: 20 a parameter, or what there is.")
@@ -30,13 +35,21 @@ def train(
     text_field: Annotated[
         str, typer.Option("--text-field", help="The field of JSONL, or column of Parquet, that holds the text.")
     ] = "text",
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json, or a folder with one; default: a new BPE.")
+    ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option("--log", metavar="NAME", help="tensorboard or trackio, beside metrics.jsonl; may be repeated.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Train a spec on text; Ctrl-C saves, --resume goes on to the very same weights."""
     from archsearch.cli.progress import show, stage
+    from archsearch.data import read_tokenizer
     from archsearch.spec import ArchSpec
     from archsearch.train import Finished, Sampled, TrainSettings
     from archsearch.train import train as run_training
+    from archsearch.train.loggers import open_logger
 
     spec = ArchSpec.read(path)
     settings = TrainSettings(
@@ -47,11 +60,28 @@ def train(
         sequence=sequence,
         seed=seed,
     )
+    given = None if tokenizer is None else read_tokenizer(tokenizer, vocab_size=spec.vocab_size)
+    loggers = [open_logger(name, out) for name in log or ()]
     finished: Finished | None = None
     samples: Any = ()
-    with stage("train") as bar:
-        for event in run_training(spec, data or [], out, settings=settings, resume=resume, text_field=text_field):
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(stage("train", bar_width=6))
+        for logger in loggers:
+            stack.callback(logger.close)
+        events = run_training(
+            spec,
+            data or [],
+            out,
+            settings=settings,
+            resume=resume,
+            text_field=text_field,
+            tokenizer=given,
+            progress=lambda event: show(bar, event),
+        )
+        for event in events:
             show(bar, event)
+            for logger in loggers:
+                logger.log(event)
             match event:
                 case Finished():
                     finished = event

@@ -93,11 +93,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def read_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer.json.
+    """A tokenizer.json, or the one in a folder (a checkpoint, a model of Hugging Face).
 
     Raises:
         FileFormatError: missing, no tokenizer, not byte-level, or with more tokens than `vocab_size`.
     """
+    path = path / "tokenizer.json" if path.is_dir() else path
     try:
         inner = _Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

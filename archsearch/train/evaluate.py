@@ -3,39 +3,73 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from archsearch.data import TokenData
+from archsearch.data import TokenData, TokenStream
 from archsearch.model import LanguageModel
 from archsearch.train.events import HeldOut
 from archsearch.train.settings import TrainPlan
 from archsearch.train.trainer import autocast
 
 
+@dataclass
+class _Sums:
+    nats: float = 0.0
+    tokens: int = 0
+    text_bytes: int = 0
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.text_bytes
+
+
 def evaluate(model: LanguageModel, data: TokenData, plan: TrainPlan) -> HeldOut:
-    """Score the same held-out windows every time: `eval_tokens` in windows of `sequence`, spread evenly over the held-out text.
+    """Score the same held-out windows every time: `eval_tokens` in windows of `sequence`, spread evenly over the held-out text
+    of each source; of several, each gets its share by weight, or by length where there are no weights.
 
     `bits_per_byte = sum(nats) / ln 2 / bytes`, over targets that stand for bytes: the end-of-document token is none, and is
     left out of both sums. Every window starts anew, so a token has half a window of context on average.
     """
-    windows = _windows(len(data.held_out), plan.sequence, plan.eval_tokens)
-    nats, tokens, text_bytes = 0.0, 0, 0
+    held = [part for part in data.parts if part.held_out_bytes]
+    shares = [part.weight or 0.0 for part in held]
+    if not sum(shares):
+        shares = [float(len(part.held_out)) for part in held]
     model.eval()
+    sums = {
+        part.name: _score(model, part.held_out, data.tokenizer.token_bytes_V, plan, round(plan.eval_tokens * share / sum(shares)))
+        for part, share in zip(held, shares, strict=True)
+    }
+    scored = sums.values()
+    whole = _Sums(sum(s.nats for s in scored), sum(s.tokens for s in scored), sum(s.text_bytes for s in scored))
+    return HeldOut(
+        bits_per_byte=whole.bits_per_byte,
+        nats_per_token=whole.nats / whole.tokens,
+        tokens=whole.tokens,
+        text_bytes=whole.text_bytes,
+        sources={name: s.bits_per_byte for name, s in sums.items()} if len(sums) > 1 else {},
+    )
+
+
+def _score(model: LanguageModel, stream: TokenStream, token_bytes_V: npt.NDArray[np.uint16], plan: TrainPlan, tokens: int) -> _Sums:
+    windows = _windows(len(stream), plan.sequence, tokens)
+    sums = _Sums()
     for first in range(0, len(windows), plan.micro_batch):
-        ids_BT = np.stack([data.held_out[start:stop] for start, stop in windows[first : first + plan.micro_batch]]).astype(np.int64)
-        bytes_BT = data.tokenizer.token_bytes_V[ids_BT[:, 1:]]
+        ids_BT = np.stack([stream[start:stop] for start, stop in windows[first : first + plan.micro_batch]]).astype(np.int64)
+        bytes_BT = token_bytes_V[ids_BT[:, 1:]]
         with torch.inference_mode(), autocast(plan):
             targets = torch.from_numpy(ids_BT[:, 1:]).to(plan.device)
             logits_BTV, _ = model(torch.from_numpy(ids_BT[:, :-1]).to(plan.device))
             losses = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         scored_BT = bytes_BT > 0
-        nats += float(losses.double().cpu().numpy()[scored_BT].sum())
-        tokens += int(scored_BT.sum())
-        text_bytes += int(bytes_BT.sum(dtype=np.int64))
-    return HeldOut(bits_per_byte=nats / math.log(2) / text_bytes, nats_per_token=nats / tokens, tokens=tokens, text_bytes=text_bytes)
+        sums.nats += float(losses.double().cpu().numpy()[scored_BT].sum())
+        sums.tokens += int(scored_BT.sum())
+        sums.text_bytes += int(bytes_BT.sum(dtype=np.int64))
+    return sums
 
 
 def _windows(stream: int, sequence: int, tokens: int) -> list[tuple[int, int]]:

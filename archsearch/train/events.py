@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ class HeldOut:
         bits_per_byte: comparable across tokenizers and vocabularies.
         nats_per_token: mean cross-entropy.
         tokens, text_bytes: what was scored.
+        sources: bits per byte of each source, where there are several.
     """
 
     bits_per_byte: float
     nats_per_token: float
     tokens: int
     text_bytes: int
+    sources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from archsearch.checkpoint import COMPLETE, INCOMING, TOKENIZER, TRAINER, Checkpoint, is_checkpoint, save_checkpoint
-from archsearch.data import TokenData, Tokenizer, open_corpus, prepare
+from archsearch.data import Progress, TokenData, Tokenizer, open_corpus, prepare
 from archsearch.errors import CheckpointError, InputError, RunError
 from archsearch.files import write_atomic
 from archsearch.spec import ArchSpec
@@ -52,6 +52,7 @@ def train(
     text_field: str = "text",
     tokenizer: Tokenizer | None = None,
     cache_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[TrainEvent]:
     """Train a model and keep it in `out`, one event after the other.
 
@@ -60,14 +61,15 @@ def train(
     samples.json.
 
     Args:
-        data: files and folders (see `archsearch.data.read_source`); none for the standard library's sources, or on a
-            resume for the same texts as before.
+        data: files, folders and data sets of the hub, each with a weight or none (see `archsearch.data.Source.parse`); none
+            for the standard library's sources, or on a resume for the same texts as before.
         out: the checkpoint folder; new or empty, unless `resume`.
         settings: on a resume, what differs from the defaults must be as it was.
         resume: go on with the training in `out`, to the weights that it would have had without the interruption.
         text_field: the field of JSON lines, or column of Parquet, that holds the text.
         tokenizer: instead of one trained on the training text.
         cache_dir: where tokens are kept; by default the user's cache folder.
+        progress: told how far the text is prepared, before the first event.
 
     Raises:
         InputError: bad texts or settings, or `out` holds something else.
@@ -80,15 +82,16 @@ def train(
         checkpoint = Checkpoint.open(out)
         plan, position = read_position(checkpoint)
         _refuse_changes(checkpoint, plan, spec, settings)
-        corpus = open_corpus(data or plan.sources, text_field=plan.text_field)
-        tokens = prepare(corpus, spec.vocab_size, tokenizer=checkpoint.tokenizer(), cache_dir=cache_dir)
+        corpus = open_corpus(data or plan.sources, text_field=plan.text_field, cache_dir=cache_dir, progress=progress)
+        tokens = prepare(corpus, spec.vocab_size, tokenizer=checkpoint.tokenizer(), cache_dir=cache_dir, progress=progress)
         if tokens.fingerprint != plan.data_fingerprint:
             where = ", ".join(map(str, corpus.sources)) or "this Python's standard library"
             raise CheckpointError(f"{out}: was trained on other text than {where} holds now; bring that back, or train into another --out")
     else:
         checkpoint = None
         _refuse_occupied(out, spec)
-        tokens = prepare(open_corpus(data, text_field=text_field), spec.vocab_size, tokenizer=tokenizer, cache_dir=cache_dir)
+        corpus = open_corpus(data, text_field=text_field, cache_dir=cache_dir, progress=progress)
+        tokens = prepare(corpus, spec.vocab_size, tokenizer=tokenizer, cache_dir=cache_dir, progress=progress)
         with threads(settings.threads):
             left = None if settings.max_seconds is None else settings.max_seconds - (time.monotonic() - began)
             plan = make_plan(spec, tokens, settings, seconds_left=left)

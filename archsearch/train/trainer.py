@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from archsearch.checkpoint import MODEL, OPTIMIZER, WAY_OUT, Checkpoint
-from archsearch.data import Batches, TokenData
+from archsearch.data import TokenData
 from archsearch.errors import CheckpointError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
@@ -39,7 +39,7 @@ class Trainer:
     def __init__(self, spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
         self.plan = plan
         self.step = 0
-        self.batches = Batches(data.training, plan.sequence, plan.batch, plan.seed)
+        self.batches = data.batches(plan.sequence, plan.batch, plan.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             self.model = LanguageModel(spec).to(plan.device)

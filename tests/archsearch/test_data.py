@@ -222,8 +222,8 @@ def test_prepared_tokens_are_the_documents(tmp_path: Path) -> None:
     data = prepare(corpus, 320, cache_dir=tmp_path / "cache")
     end = data.tokenizer.end_of_document
     for stream, documents, size in (
-        (data.training, corpus.training(), data.training_bytes),
-        (data.held_out, corpus.held_out(), data.held_out_bytes),
+        (np.asarray(data.training), corpus.training(), data.training_bytes),
+        (np.asarray(data.held_out), corpus.held_out(), data.held_out_bytes),
     ):
         ends = np.flatnonzero(stream == end)
         assert ends[0] == 0
@@ -231,19 +231,19 @@ def test_prepared_tokens_are_the_documents(tmp_path: Path) -> None:
         found = [data.tokenizer.decode(stream[a + 1 : b]) for a, b in pairwise(ends)]
         assert found == [d.text for d in documents]
         assert size == sum(len(text.encode()) for text in found)
-    assert isinstance(data.training, np.memmap)
+    assert all(isinstance(shard, np.memmap) for shard in data.parts[0].training.shards)
 
 
 def test_the_cache_is_used_and_a_damaged_one_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = open_corpus([write_texts(tmp_path / "text", sentences(60))])
     cache = tmp_path / "cache"
     first = prepare(corpus, 300, cache_dir=cache)
-    expected = first.training.copy()
+    expected = np.array(first.training)
     with monkeypatch.context() as patch:
         patch.setattr("archsearch.data.tokens.train_tokenizer", lambda *_: pytest.fail("trained again"))
-        patch.setattr("archsearch.data.tokens._write_tokens", lambda *_: pytest.fail("written again"))
+        patch.setattr("archsearch.data.tokens.write_shards", lambda *_: pytest.fail("written again"))
         assert np.array_equal(prepare(corpus, 300, cache_dir=cache).training, expected)
-    [stream] = cache.glob("tokens/*/training.bin")
+    [stream] = cache.glob("tokens/*/00000.training.bin")
     stream.write_bytes(stream.read_bytes()[:100])
     [saved] = cache.glob("tokenizers/*.json")
     saved.write_text("{")
