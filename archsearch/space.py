@@ -94,7 +94,7 @@ class _SpaceFile(_Strict):
     ffn: dict[str, Any]
     workloads: _WorkloadTable = _WorkloadTable()
     measure: MeasureSettings = MeasureSettings()
-    budgets: dict[str, Annotated[float, Field(strict=False)]] = {}
+    budgets: dict[str, Any] = {}
     search: SearchSettings = SearchSettings()
     train: TrainTable = TrainTable()
 

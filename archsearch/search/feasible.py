@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from archsearch.budgets import Budget, Metric
 from archsearch.errors import MissingMeasurement
 from archsearch.predict import CostTable
-from archsearch.search.designs import spread
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from operators.kinds import operator_for
@@ -39,11 +36,11 @@ class Costs:
 
     def reason(self, budgets: Sequence[Budget]) -> str | None:
         """Which budget is missed most, in words; None when all are kept."""
-        missed = [budget for budget in budgets if self.excess[str(budget.metric)] > ROUNDING]
+        missed = [budget for budget in budgets if self.excess[budget.name] > ROUNDING]
         if not missed:
             return None
-        worst = max(missed, key=lambda budget: self.excess[str(budget.metric)])
-        return f"{worst.metric} {self.values[str(worst.metric)]:.4g} > {worst.limit:g}"
+        worst = max(missed, key=lambda budget: self.excess[budget.name])
+        return f"{worst.metric} {self.values[str(worst.metric)]:.4g} {'<' if worst.at_least else '>'} {worst.limit:g}"
 
 
 class CostModel:
@@ -73,49 +70,14 @@ class CostModel:
         """All metrics of a layout, and how they stand to the budgets."""
         counts = spec.block_counts()
         values = {str(metric): self.value(spec.hidden_size, counts, metric) for metric in self.metrics}
-        return Costs(values=values, excess={str(b.metric): values[str(b.metric)] / b.limit - 1 for b in self.budgets})
+        return Costs(values=values, excess={budget.name: budget.excess(values[str(budget.metric)]) for budget in self.budgets})
 
     def nearest(self) -> tuple[ArchSpec, Costs]:
-        """The layout that misses the budgets least, all relative excesses added up: one that keeps them all, if there is any.
+        """The layout that misses the budgets least, exactly (`archsearch.search.programme`): one that keeps them all, if there is any."""
+        from archsearch.search.programme import Programme
 
-        Exact, because costs add up over layers: an integer programme over how many layers each block takes (HiGHS through
-        `scipy.optimize.milp`), for each hidden size and depth.
-        """
-        found = [spec for hidden, depth in self._shapes() if (spec := self._solve(hidden, depth, None)) is not None]
-        return min(((spec, self.costs(spec)) for spec in found), key=lambda pair: pair[1].violation)
-
-    def favourite(self, worth: Mapping[BlockSpec, float]) -> ArchSpec | None:
-        """Among the layouts that keep every budget, the one whose blocks are worth most together; None when there is none."""
-        found = [spec for hidden, depth in self._shapes() if (spec := self._solve(hidden, depth, worth)) is not None]
-        kept = [spec for spec in found if self.costs(spec).feasible]
-        return max(kept, key=lambda spec: sum(worth.get(block, 0.0) for block in spec.layers)) if kept else None
-
-    def _shapes(self) -> Iterator[tuple[int, int]]:
-        return itertools.product(self.space.hidden_sizes, self.space.depths)
-
-    def _solve(self, hidden_size: int, depth: int, worth: Mapping[BlockSpec, float] | None) -> ArchSpec | None:
-        """Variables: how many layers each block takes; without `worth` also by how much each budget is missed."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        blocks, budgets = self.space.blocks, self.budgets
-        n, slacks = len(blocks), len(budgets) if worth is None else 0
-        objective = [-(worth or {}).get(block, 0.0) for block in blocks] + [1.0] * slacks
-        constraints = [LinearConstraint(np.array([[1.0] * n + [0.0] * slacks]), depth, depth)]
-        if budgets:
-            cost = np.array([[self.added(hidden_size, block, b.metric) / b.limit for block in blocks] for b in budgets])
-            room = np.array([1 - self.constant(hidden_size, b.metric) / b.limit for b in budgets])
-            constraints.append(LinearConstraint(np.hstack([cost, -np.eye(len(budgets))[:, :slacks]]), -np.inf, room))
-        result = milp(
-            np.array(objective),
-            integrality=np.array([1] * n + [0] * slacks),
-            bounds=Bounds(0, np.array([float(depth)] * n + [np.inf] * slacks)),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.x is None:
-            return None
-        counts = {block: round(count) for block, count in zip(blocks, result.x[:n], strict=True) if round(count)}
-        return self.space.spec(spread(counts), hidden_size=hidden_size)
+        spec = Programme(self).nearest()
+        return spec, self.costs(spec)
 
 
 def measured_space(space: Space, table: CostTable, metrics: Sequence[Metric]) -> tuple[Space, dict[str, str]]:

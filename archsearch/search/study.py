@@ -24,6 +24,7 @@ from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality, stru
 from archsearch.search.designs import Design, DesignSpace
 from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics, unreachable
 from archsearch.search.owner import is_gone, owner
+from archsearch.search.programme import Programme
 from archsearch.search.result import FrontPoint, SearchResult, choose, pareto_front
 from archsearch.search.storage import open_storage, storage_errors, study_url
 from archsearch.space import Space
@@ -153,8 +154,9 @@ class Searcher:
         nearest, costs = self.model.nearest()
         add(nearest, self.designs.nearest(nearest))
         if costs.feasible and sum(entry.costs.feasible for entry in found.values()) < FEW_FEASIBLE:
+            programme = Programme(self.model)
             for _ in range(FEW_FEASIBLE):
-                favourite = self.model.favourite({block: generator.gauss(0, 1) for block in self.space.blocks})
+                favourite = programme.favourite({block: generator.gauss(0, 1) for block in self.space.blocks})
                 if favourite is not None:
                     add(favourite, self.designs.nearest(favourite))
         return list(found.values())

@@ -25,6 +25,7 @@ from archsearch.errors import MissingMeasurement, RunError, StoreError
 from archsearch.search import DesignSpace, Searcher, SearchEvent, SearchResult, study, trials_frame, write_results
 from archsearch.search.designs import PLACEMENTS, positions, spread
 from archsearch.search.feasible import CostModel
+from archsearch.search.programme import Programme
 from archsearch.search.result import TEXT_TIE, choose
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
@@ -132,7 +133,7 @@ def test_the_nearest_layout_is_the_best_of_all(tightness: tuple[float, ...]) -> 
     assert costs == model.costs(spec)
     assert costs.violation == pytest.approx(least, abs=1e-6)
     assert costs.feasible == any(other.feasible for other in everything)
-    favourite = model.favourite({block: 1.0 for block in space.blocks if block.operator.kind == "gqa"})
+    favourite = Programme(model).favourite({block: 1.0 for block in space.blocks if block.operator.kind == "gqa"})
     assert (favourite is not None) == costs.feasible
     if favourite is not None:
         assert model.costs(favourite).feasible
@@ -316,7 +317,7 @@ def test_what_is_written_says_where_it_came_from(tmp_path: Path) -> None:
     assert chosen.spec_id == result.best.spec.spec_id
     assert chosen.origin["trial"] == result.best.trial
     assert chosen.origin["seed"] == 5
-    assert chosen.origin["budgets"] == ["parameters<=3e+06"]
+    assert chosen.origin["budgets"] == ["parameters<=3000000"]
     assert chosen.origin["predicted"]["parameters"] == result.best.costs.values["parameters"]
     assert "not validated" in chosen.origin["evidence"]
     assert {ArchSpec.read(file).spec_id for file in (tmp_path / "front").glob("*.toml")} == {point.spec.spec_id for point in result.front}
