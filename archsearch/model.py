@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archsearch.cross_entropy import linear_cross_entropy
 from archsearch.spec import ArchSpec
 from operators.block import Block, State
+from operators.documents import Documents
 from operators.norm import RMSNorm
 
 INIT_STD = 0.02
-LOSS_CHUNK = 2048
-"""Tokens whose logits exist at once while the loss is computed: the vocabulary makes them the largest tensor there is."""
 
 
 class LanguageModel(nn.Module):
@@ -52,42 +51,42 @@ class LanguageModel(nn.Module):
                 nn.init.zeros_(parameter)
 
     @property
+    def knows_documents(self) -> bool:
+        """Whether every operator can keep packed documents apart; ours do."""
+        return all(layer.knows_documents for layer in self.layers)
+
+    @property
     def head_weight_VD(self) -> Tensor:
         return self.embed_tokens.weight if self.spec.tie_embeddings else self.lm_head.weight
 
-    def hidden(self, ids_BT: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """The normalised output of the last layer, [B, T, D], and the new state of every layer."""
+    def hidden(
+        self, ids_BT: Tensor, state: list[State] | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """The normalised output of the last layer, [B, T, D], and the new state of every layer.
+
+        With `documents`, a packed sequence from its start, in which no document sees another; its state leads nowhere.
+        """
         x_BTD = self.embed_tokens(ids_BT)
         states = []
         for i, layer in enumerate(self.layers):
-            x_BTD, new = layer(x_BTD, None if state is None else state[i])
+            x_BTD, new = layer(x_BTD, None if state is None else state[i], documents)
             states.append(new)
         return self.embedding_norm(x_BTD), states
 
-    def forward(self, ids_BT: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """Logits [B, T, V] and the new state."""
-        x_BTD, state = self.hidden(ids_BT, state)
+    def forward(
+        self, ids_BT: Tensor, state: list[State] | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Logits [B, T, V] and the new state; `documents` as in `hidden`."""
+        x_BTD, state = self.hidden(ids_BT, state, documents)
         return F.linear(x_BTD, self.head_weight_VD), state
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor, *, ignore_index: int = -100) -> Tensor:
-        """Mean cross-entropy in nats a token over the targets that are not `ignore_index`.
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, documents: Documents | None = None, *, ignore_index: int = -100) -> Tensor:
+        """Mean cross-entropy in nats a token over the targets that are not `ignore_index`; `documents` as in `hidden`.
 
-        Logits exist for `LOSS_CHUNK` tokens at a time and are computed again in the backward pass.
+        The logits of all tokens never exist at once (`archsearch.cross_entropy`).
         """
-        x_BTD, _ = self.hidden(ids_BT)
-        flat_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
-        total = flat_ND.new_zeros(())
-        for x_CD, targets_C in zip(torch.split(flat_ND, LOSS_CHUNK), torch.split(targets_N, LOSS_CHUNK), strict=True):
-            if len(flat_ND) > LOSS_CHUNK and torch.is_grad_enabled():
-                part = torch.utils.checkpoint.checkpoint(self._summed_loss, x_CD, targets_C, ignore_index, use_reentrant=False)
-            else:
-                part = self._summed_loss(x_CD, targets_C, ignore_index)
-            total = total + part
-        return total / (targets_N != ignore_index).sum().clamp(min=1)
-
-    def _summed_loss(self, x_CD: Tensor, targets_C: Tensor, ignore_index: int) -> Tensor:
-        logits_CV = F.linear(x_CD, self.head_weight_VD).float()
-        return F.cross_entropy(logits_CV, targets_C, ignore_index=ignore_index, reduction="sum")
+        x_BTD, _ = self.hidden(ids_BT, documents=documents)
+        return linear_cross_entropy(x_BTD.flatten(0, 1), self.head_weight_VD, targets_BT.flatten(), ignore_index)
 
     @torch.inference_mode()
     def stream(

@@ -6,24 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from operators.documents import Documents
 from operators.norm import RMSNorm
 from operators.specs import GqaSpec, ModelDims, SwaSpec
 
 QUERY_BLOCK = 128
-"""Fewest queries that a sliding window handles at once, so that a narrow window does not mean many tiny products."""
+"""Fewest queries that are handled at once where not all keys are seen, so that a narrow window does not mean many tiny products."""
 
 
-def rotary(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, head_dim/2] of the rotary embedding (arXiv 2104.09864), float64: angles may be large."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions_T.device) / head_dim)
-    angles = positions_T[:, None] * frequencies
+def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [..., head_dim/2] of the rotary embedding (arXiv 2104.09864), float64: angles may be large."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
+    angles = positions[..., None] * frequencies
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels (i, i + K/2), as Llama and LFM2 do ("rotate-half")."""
     wide = torch.promote_types(x_BHTK.dtype, torch.float32)
-    cos, sin = cos_TK.to(wide), sin_TK.to(wide)
+    cos, sin = cos.to(wide), sin.to(wide)
     first, second = x_BHTK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTK.dtype)
 
@@ -48,16 +49,19 @@ class AttentionModule(nn.Module):
         self.q_layernorm = RMSNorm(spec.head_dim, dims.norm_eps)
         self.k_layernorm = RMSNorm(spec.head_dim, dims.norm_eps)
 
-    def forward(self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         T = x_BTD.shape[1]
         position = torch.zeros((), dtype=torch.int64, device=x_BTD.device) if state is None else state[2]
-        cos, sin = rotary(position + torch.arange(T, device=x_BTD.device), self.head_dim, self.theta)
+        positions = position + torch.arange(T, device=x_BTD.device) if documents is None else documents.position_BT[:, None]
+        cos, sin = rotary(positions, self.head_dim, self.theta)
         q_BHTK = rotate(self.q_layernorm(self._split(self.q_proj(x_BTD))), cos, sin)
         k_BNSK = rotate(self.k_layernorm(self._split(self.k_proj(x_BTD))), cos, sin)
         v_BNSK = self._split(self.v_proj(x_BTD))
         if state is not None:
             k_BNSK, v_BNSK = torch.cat([state[0], k_BNSK], dim=2), torch.cat([state[1], v_BNSK], dim=2)
-        y_BHTK = self._attend(q_BHTK, k_BNSK, v_BNSK)
+        y_BHTK = self._attend(q_BHTK, k_BNSK, v_BNSK, documents)
         if self.window is not None:
             first = max(0, k_BNSK.shape[2] - (self.window - 1))
             # A copy, for a view would keep the keys and values of the whole prompt alive.
@@ -68,19 +72,25 @@ class AttentionModule(nn.Module):
         B, T, _ = x_BTD.shape
         return x_BTD.view(B, T, -1, self.head_dim).transpose(1, 2)
 
-    def _attend(self, q_BHTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor) -> Tensor:
+    def _attend(self, q_BHTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, documents: Documents | None) -> Tensor:
         T, S = q_BHTK.shape[2], k_BNSK.shape[2]
-        if self.window is None or self.window >= S:
+        window = min(self.window or S, S)
+        if window == S and documents is None:
             if T == S:
                 return self._sdpa(q_BHTK, k_BNSK, v_BNSK, causal=True)
             return self._sdpa(q_BHTK, k_BNSK, v_BNSK, None if T == 1 else band(T, S, S, q_BHTK.device))
         # Queries in blocks, each with the keys that it can see: T x 2W work in place of T x S.
-        length = max(self.window, QUERY_BLOCK)
+        length = max(self.window or 0, QUERY_BLOCK)
         parts = []
         for first in range(0, T, length):
             last = min(first + length, T)
-            low, high = max(0, S - T + first - self.window + 1), S - T + last
-            mask = band(last - first, high - low, self.window, q_BHTK.device)
+            low, high = max(0, S - T + first - window + 1), S - T + last
+            if documents is not None:
+                low = max(low, documents.earliest_T[first])
+            mask = band(last - first, high - low, window, q_BHTK.device)
+            if documents is not None:
+                index_BT = documents.index_BT
+                mask = mask & (index_BT[:, None, first:last, None] == index_BT[:, None, None, low:high])
             parts.append(self._sdpa(q_BHTK[:, :, first:last], k_BNSK[:, :, low:high], v_BNSK[:, :, low:high], mask))
         return torch.cat(parts, dim=2)
 

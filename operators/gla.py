@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from operators.documents import Documents
 from operators.norm import RMSNorm
 from operators.specs import GlaSpec, ModelDims
 
 CHUNK = 64
 SUBCHUNK = 8
+FORGET = -1e4
+"""Log-decay that leaves nothing: its exponential is exactly zero in every precision; minus infinity times zero would be no number."""
 
 
 class GlaModule(nn.Module):
@@ -36,10 +39,14 @@ class GlaModule(nn.Module):
         self.g_norm = RMSNorm(values // spec.heads, dims.norm_eps)
         self.o_proj = nn.Linear(values, D, bias=False)
 
-    def forward(self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x_BTD: Tensor, state: tuple[Tensor, ...] | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
         q, k, v, gate = (self._heads(layer(x_BTD)).to(wide) for layer in (self.q_proj, self.k_proj, self.v_proj, self.gk_proj))
         decay = F.logsigmoid(gate) / self.gate_normalizer
+        if documents is not None:
+            decay = decay.masked_fill(documents.starts_BT[:, None, :, None], FORGET)
         B, H, T, K = q.shape
         S_BHKV = q.new_zeros(B, H, K, v.shape[-1]) if state is None else state[0]
         o_BHTV, S_BHKV = (step if T == 1 else chunked)(q * K**-0.5, k, v, decay, S_BHKV)

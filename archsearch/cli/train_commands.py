@@ -41,6 +41,9 @@ def train(
     log: Annotated[
         list[str] | None, typer.Option("--log", metavar="NAME", help="tensorboard or trackio, beside metrics.jsonl; may be repeated.")
     ] = None,
+    isolate_documents: Annotated[
+        bool, typer.Option("--isolate-documents", help="Keep documents that share a sequence from seeing each other.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train a spec on text; Ctrl-C saves, --resume goes on to the very same weights."""
@@ -59,6 +62,7 @@ def train(
         batch=batch,
         sequence=sequence,
         seed=seed,
+        isolate_documents=isolate_documents,
     )
     given = None if tokenizer is None else read_tokenizer(tokenizer, vocab_size=spec.vocab_size)
     loggers = [open_logger(name, out) for name in log or ()]

@@ -14,7 +14,7 @@ from archsearch.data import TokenData, TokenStream
 from archsearch.model import LanguageModel
 from archsearch.train.events import HeldOut
 from archsearch.train.settings import TrainPlan
-from archsearch.train.trainer import autocast
+from archsearch.train.trainer import autocast, documents_of
 
 
 @dataclass
@@ -63,7 +63,8 @@ def _score(model: LanguageModel, stream: TokenStream, token_bytes_V: npt.NDArray
         bytes_BT = token_bytes_V[ids_BT[:, 1:]]
         with torch.inference_mode(), autocast(plan):
             targets = torch.from_numpy(ids_BT[:, 1:]).to(plan.device)
-            logits_BTV, _ = model(torch.from_numpy(ids_BT[:, :-1]).to(plan.device))
+            inputs = torch.from_numpy(ids_BT[:, :-1]).to(plan.device)
+            logits_BTV, _ = model(inputs, documents=documents_of(inputs, plan, data.tokenizer.end_of_document))
             losses = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         scored_BT = bytes_BT > 0
         sums.nats += float(losses.double().cpu().numpy()[scored_BT].sum())

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from archsearch.data import TokenData
+from archsearch.errors import InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train.schedule import phases
@@ -43,9 +44,11 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         seconds_left: of the time budget, if not all of it.
 
     Raises:
-        InputError: too little text for the sequence length.
+        InputError: too little text for the sequence length, or an operator that cannot keep documents apart where it should.
     """
     parameters = _parameters(spec)
+    if settings.isolate_documents:
+        _refuse_leaks(spec)
     sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draft = TrainPlan(
@@ -68,6 +71,7 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         sample_tokens=settings.sample_tokens,
         prompts=settings.prompts or (() if data.corpus.sources else PYTHON_PROMPTS),
         threads=settings.threads or torch.get_num_threads(),
+        isolate_documents=settings.isolate_documents,
         device=device,
         dtype=fastest_dtype(spec.hidden_size, device),
         max_seconds=settings.max_seconds,
@@ -123,5 +127,18 @@ def _eval_tokens(tokens: int, sequence: int) -> int:
 
 
 def _parameters(spec: ArchSpec) -> int:
+    return sum(parameter.numel() for parameter in _weightless(spec).parameters())
+
+
+def _refuse_leaks(spec: ArchSpec) -> None:
+    for i, (block, layer) in enumerate(zip(spec.layers, _weightless(spec).layers, strict=True)):
+        if not layer.knows_documents:
+            raise InputError(
+                f"layers.{i}.operator: {block.operator.kind} cannot keep packed documents apart (its module takes no `documents`); "
+                "train without isolating documents, or teach it (docs/add-an-operator.md)"
+            )
+
+
+def _weightless(spec: ArchSpec) -> LanguageModel:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in LanguageModel(spec).parameters())
+        return LanguageModel(spec)

@@ -41,6 +41,8 @@ class TrainSettings:
     schedule: Schedule = "wsd"
     seed: int = 0
     """Of the initial weights and the order of the data."""
+    isolate_documents: bool = False
+    """Whether documents that are packed into one sequence see nothing of each other."""
     threads: int | None = None
     """CPU threads; the default is torch's."""
     eval_tokens: int | None = None
@@ -100,6 +102,7 @@ class TrainPlan:
     sample_tokens: int
     prompts: tuple[str, ...]
     threads: int
+    isolate_documents: bool = False
     device: str = "cpu"
     dtype: Dtype = "fp32"
     max_seconds: float | None = None

@@ -21,6 +21,7 @@ from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import Dtype, TrainPlan
+from operators.documents import Documents
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,6 +40,7 @@ class Trainer:
     def __init__(self, spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
         self.plan = plan
         self.step = 0
+        self.end_of_document = data.tokenizer.end_of_document
         self.batches = data.batches(plan.sequence, plan.batch, plan.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
@@ -76,7 +78,8 @@ class Trainer:
         total = 0.0
         for part_BT in torch.split(ids_BT, self.plan.micro_batch):
             with autocast(self.plan):
-                loss = self.model.loss(part_BT[:, :-1], part_BT[:, 1:]) * (len(part_BT) / len(ids_BT))
+                documents = documents_of(part_BT[:, :-1], self.plan, self.end_of_document)
+                loss = self.model.loss(part_BT[:, :-1], part_BT[:, 1:], documents) * (len(part_BT) / len(ids_BT))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
@@ -115,6 +118,12 @@ class Trainer:
                 state[moment] = tensor.to(parameter.device)
             self.optimizer.state[parameter] = state
         self.step = checkpoint.step
+
+
+def documents_of(ids_BT: Tensor, plan: TrainPlan, end_of_document: int) -> Documents | None:
+    """The documents in inputs, where the plan wants them apart. The token that ends one is the input that the next begins with,
+    as a prompt does."""
+    return Documents.after(ids_BT, end_of_document) if plan.isolate_documents else None
 
 
 def _adamw(model: LanguageModel, plan: TrainPlan) -> torch.optim.AdamW:

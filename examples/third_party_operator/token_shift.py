@@ -89,9 +89,11 @@ class TokenShift(Operator):
                 self.v_proj = nn.Linear(D, E, bias=False)
                 self.out_proj = nn.Linear(E, D, bias=False)
 
-            def forward(self, x_BTD: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            def forward(self, x_BTD: Tensor, state: Any = None, documents: Any = None) -> tuple[Tensor, Any]:
                 (before_B1D,) = (torch.zeros_like(x_BTD[:, :1]),) if state is None else state
                 shifted_BTD = torch.cat([before_B1D, x_BTD[:, :-1]], dim=1)
+                if documents is not None:
+                    shifted_BTD = shifted_BTD.masked_fill(documents.starts_BT[..., None], 0.0)
                 mixed_BTD = shifted_BTD + self.mix * (x_BTD - shifted_BTD)
                 gated_BTE = torch.sigmoid(self.r_proj(mixed_BTD)) * self.v_proj(mixed_BTD)
                 return self.out_proj(gated_BTE), (x_BTD[:, -1:],)

@@ -9,11 +9,12 @@ from numpy.testing import assert_allclose
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import archsearch.model
+import archsearch.cross_entropy
 from archsearch.model import INIT_STD, LanguageModel
 from archsearch.spec import ArchSpec
 from operators import reference
 from operators.costs import model_parameters, model_weights
+from operators.documents import Documents
 
 CONV = {"kind": "short_conv", "kernel_size": 3}
 GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 16}
@@ -102,7 +103,7 @@ def test_initialisation_is_the_documented_one():
 
 @pytest.mark.parametrize("chunk", [2048, 7, 1])
 def test_loss_is_cross_entropy_with_its_gradients(chunk, monkeypatch):
-    monkeypatch.setattr(archsearch.model, "LOSS_CHUNK", chunk)
+    monkeypatch.setattr(archsearch.cross_entropy, "CHUNK", chunk)
     ids_BT, targets_BT = random_ids(2, 15), random_ids(2, 15, seed=1)
     targets_BT[0, :4] = -100
     model = model_of(CONV, GQA)
@@ -141,13 +142,62 @@ class LargestTensor(TorchDispatchMode):
 
 def test_loss_never_holds_all_logits(monkeypatch):
     """Forward and backward: no tensor is larger than a chunk's logits, of which there are 16. (The embedding is as large, here.)"""
-    monkeypatch.setattr(archsearch.model, "LOSS_CHUNK", 32)
+    monkeypatch.setattr(archsearch.cross_entropy, "CHUNK", 32)
     torch.manual_seed(0)
     model = LanguageModel(spec_of(CONV, vocab_size=3000))
     ids_BT = random_ids(4, 128)
     with LargestTensor() as largest:
         model.loss(ids_BT, ids_BT).backward()
     assert largest.elements == 32 * 3000
+
+
+SEPARATOR = 0
+ONES = torch.ones(1, 1, dtype=torch.int64)
+
+
+def packed(lengths, seed=0):
+    """One row [1, T] of documents of these lengths, each beginning with the separator, and the documents themselves."""
+    documents = [torch.cat([SEPARATOR * ONES, random_ids(1, n - 1, seed + n).clamp(min=1)], dim=1) for n in lengths]
+    return torch.cat(documents, dim=1), documents
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_packed_documents_have_the_logits_that_they_have_alone(layout):
+    model = model_of(*layout)
+    row_BT, alone = packed((9, 1, 70, 30, 2))
+    other_BT, more = packed((40, 72))
+    ids_BT = torch.cat([row_BT, other_BT])
+    together_BTV, _ = model(ids_BT, documents=Documents.after(ids_BT, SEPARATOR))
+    for row, documents in ((0, alone), (1, more)):
+        expected = np.concatenate([reference_logits(model, document_BT)[0] for document_BT in documents])
+        assert_allclose(together_BTV[row].detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_neighbours_change_neither_logits_nor_gradients(layout):
+    """To the last bit: the document in the middle, with other documents of other lengths around it."""
+    found = []
+    for before, after, seed in ((20, 30, 0), (20, 30, 1), (13, 37, 2)):
+        model = model_of(*layout)
+        row_BT, _ = packed((before, 40, after), seed)
+        middle = slice(before, before + 40)
+        row_BT[:, middle] = packed((40,), 7)[0]
+        targets_BT = torch.full_like(row_BT, -100)
+        targets_BT[:, middle] = random_ids(1, 40, 8)
+        model.loss(row_BT, targets_BT, Documents.after(row_BT, SEPARATOR)).backward()
+        logits_BTV, _ = model(row_BT, documents=Documents.after(row_BT, SEPARATOR))
+        found.append([logits_BTV[:, middle].detach(), *(parameter.grad for parameter in model.parameters())])
+    for one, same_places, other_places in zip(*found, strict=True):
+        assert torch.equal(one, same_places)
+        assert_allclose(one, other_places, rtol=1e-9, atol=1e-11)
+
+
+def test_without_documents_neighbours_do_change_the_logits():
+    """What the two tests above would miss if they could not see it."""
+    model = model_of(CONV)
+    row_BT, (_, middle_BT, _) = packed((20, 40, 30))
+    leaking = model(row_BT)[0][0, 20:60] - model(middle_BT)[0][0]
+    assert leaking[0].abs().max() > 1e-3
 
 
 def test_greedy_generation_takes_the_most_likely_token():

@@ -145,6 +145,47 @@ def test_the_loss_falls_with_every_operator_alone(tiny_spec: ArchSpec, data: Tok
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trainer.model.parameters())
 
 
+def test_isolated_documents_train_and_are_scored_alone(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    """The loss of a batch that packs documents is the mean over the pieces, each on its own; so is the held-out loss."""
+    plan = replace(plan, isolate_documents=True, sequence=256)
+    trainer = Trainer(tiny_spec, data, plan)
+    ids_BT = torch.from_numpy(next(ids_BT for step in range(100) if packs(ids_BT := trainer.batches.at(step), data) > 1))
+    apart = trainer._backward(ids_BT)
+    pieces = [piece for row_T in ids_BT for piece in documents_in(row_T, data)]
+    losses = [(len(piece) - 1) * trainer.model.loss(piece[None, :-1], piece[None, 1:]).item() for piece in pieces]
+    assert apart == pytest.approx(sum(losses) / ids_BT[:, 1:].numel(), rel=1e-6)
+    assert apart != trainer.model.loss(ids_BT[:, :-1], ids_BT[:, 1:]).item()
+    held_out = evaluate(trainer.model, data, plan).nats_per_token
+    assert held_out != evaluate(trainer.model, data, replace(plan, isolate_documents=False)).nats_per_token
+
+
+def packs(ids_BT: np.ndarray[Any, Any], data: TokenData) -> int:
+    """Documents that begin within the rows."""
+    return int((ids_BT[:, 1:-1] == data.tokenizer.end_of_document).sum())
+
+
+def documents_in(row_T: torch.Tensor, data: TokenData) -> list[torch.Tensor]:
+    """Inputs and targets of every document in a row; the separator is the last target of one and the first input of the next."""
+    starts = [0, *(t for t in range(1, len(row_T) - 1) if row_T[t] == data.tokenizer.end_of_document), len(row_T) - 1]
+    return [row_T[first : last + 1] for first, last in pairwise(starts)]
+
+
+class Forgetful(torch.nn.Module):
+    """A module of somebody's who has not heard of documents."""
+
+    def forward(self, x_BTD: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        return x_BTD, ()
+
+
+def test_an_operator_that_leaks_is_refused_where_documents_must_not(
+    tiny_spec: ArchSpec, data: TokenData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("operators.builtin.Gla.module", lambda self, spec, dims: Forgetful())
+    assert not make_plan(tiny_spec, data, SETTINGS).isolate_documents
+    with pytest.raises(InputError, match=r"layers\.2\.operator: gla cannot keep packed documents apart"):
+        make_plan(tiny_spec, data, replace(SETTINGS, isolate_documents=True))
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
     gradients = []
     for micro_batch in (4, 3, 1):  # 3: the last part is smaller than the others

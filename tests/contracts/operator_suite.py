@@ -13,6 +13,7 @@ gradients flow. Weights and inputs are float64 and random, so the tolerances are
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,6 +23,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from operators.documents import Documents
 from operators.kinds import Operator
 from operators.specs import ModelDims, OperatorSpec
 
@@ -83,6 +85,11 @@ def largest_gradient(tensor: torch.Tensor, token: int | None = None) -> float:
     if tensor.grad is None:
         return 0.0
     return float((tensor.grad if token is None else tensor.grad[:, token]).abs().max())
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A copy of the gradient; zeros where there is none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
 
 
 class OperatorSuite:
@@ -180,6 +187,36 @@ class OperatorSuite:
             _, alone = module(x_BTD[b : b + 1, :5])
             alone_BTD, _ = module(x_BTD[b : b + 1, 5:], alone)
             assert_allclose(together_BTD[b : b + 1].detach(), alone_BTD.detach(), **TOLERANCE)
+
+    def test_packed_documents_are_as_if_alone(self, case):
+        """Outputs and gradients; and from one document to another no gradient flows at all."""
+        module = case.module()
+        if "documents" not in inspect.signature(module.forward).parameters:
+            pytest.skip("takes no documents, so that a training with --isolate-documents refuses it")
+        lengths = (1, 2, 64, 3, 30)
+        x_BTD, along_BTD = (torch.from_numpy(case.inputs(100, batch=2, seed=seed)) for seed in (1, 2))
+        starts_BT = torch.zeros(2, 100, dtype=torch.bool)
+        starts_BT[0, np.cumsum((0, *lengths[:-1]))] = True
+        starts_BT[1, 50] = True
+        x_BTD.requires_grad_()
+        y_BTD, _ = module(x_BTD, None, Documents(starts_BT))
+        (y_BTD * along_BTD).sum().backward()
+        together = [x_BTD.grad.clone(), *(gradient_of(parameter) for parameter in module.parameters())]
+        x_BTD.grad = None
+        module.zero_grad()
+        for row, pieces in ((0, lengths), (1, (50, 50))):
+            for one_TD, y_TD, along_TD in zip(*(torch.split(whole[row], pieces) for whole in (x_BTD, y_BTD, along_BTD)), strict=True):
+                alone_BTD, _ = module(one_TD[None])
+                (alone_BTD * along_TD).sum().backward(retain_graph=True)
+                assert_allclose(y_TD.detach(), alone_BTD[0].detach(), **TOLERANCE)
+        for packed, alone in zip(together, [x_BTD.grad, *(gradient_of(p) for p in module.parameters())], strict=True):
+            assert_allclose(packed, alone, rtol=1e-9, atol=1e-8)
+        x_BTD.grad = None
+        y_BTD, _ = module(x_BTD, None, Documents(starts_BT))
+        y_BTD[1, 50:].sum().backward()
+        assert not x_BTD.grad[0].any()
+        assert not x_BTD.grad[1, :50].any()
+        assert x_BTD.grad[1, 50:].any()
 
     def test_gradients_reach_every_weight_and_the_first_token(self, case):
         module = case.module()

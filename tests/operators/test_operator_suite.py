@@ -27,7 +27,7 @@ class MeanModule(nn.Module):
         self.fault = spec.fault
         self.out_proj = nn.Linear(dims.hidden_size, dims.hidden_size, bias=False)
 
-    def forward(self, x_BTD, state=None):
+    def forward(self, x_BTD, state=None, documents=None):
         x_BTD = x_BTD.roll(-1, dims=1) if self.fault == "sees the next token" else x_BTD
         x_BTD = x_BTD + 0.01 * x_BTD.mean(0) if self.fault == "mixes the batch" else x_BTD
         if state is None or self.fault == "forgets":
@@ -35,6 +35,10 @@ class MeanModule(nn.Module):
         sum_B1D, count = state
         ages_T1 = count + torch.arange(1, x_BTD.shape[1] + 1)[:, None]
         sums_BTD = sum_B1D + x_BTD.cumsum(1)
+        if documents is not None:
+            same_BTT = (documents.index_BT[:, :, None] == documents.index_BT[:, None, :]).tril()
+            ages_T1 = 1 + documents.position_BT[..., None]
+            sums_BTD = sums_BTD if self.fault == "sees its neighbours" else same_BTT.to(x_BTD.dtype) @ x_BTD
         if self.fault == "changes its state":
             count.add_(x_BTD.shape[1])
         means_BTD = (sums_BTD / ages_T1).detach() if self.fault == "cuts the gradient" else sums_BTD / ages_T1
@@ -94,6 +98,7 @@ class TestMean(OperatorSuite):
         ("mixes the batch", "test_sequences_of_a_batch_do_not_mix", {}),
         ("cuts the gradient", "test_gradients_reach_every_weight_and_the_first_token", {}),
         ("forgets", "test_gradients_equal_those_of_the_step_form", {}),
+        ("sees its neighbours", "test_packed_documents_are_as_if_alone", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
