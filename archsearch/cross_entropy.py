@@ -28,6 +28,12 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ign
     return loss
 
 
+def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """The cross-entropy of each token in nats, [N], a chunk of logits at a time."""
+    parts = zip(torch.split(x_ND, CHUNK), torch.split(targets_N, CHUNK), strict=True)
+    return torch.cat([F.cross_entropy(F.linear(x_CD, weight_VD).float(), targets_C, reduction="none") for x_CD, targets_C in parts])
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore_index: int) -> Tensor:

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
-from archsearch.data import TokenData, TokenStream
+from archsearch.cross_entropy import token_losses
+from archsearch.data import TokenData, Tokenizer, TokenStream
 from archsearch.model import LanguageModel
 from archsearch.train.events import HeldOut
 from archsearch.train.settings import TrainPlan
@@ -41,7 +40,7 @@ def evaluate(model: LanguageModel, data: TokenData, plan: TrainPlan) -> HeldOut:
         shares = [float(len(part.held_out)) for part in held]
     model.eval()
     sums = {
-        part.name: _score(model, part.held_out, data.tokenizer.token_bytes_V, plan, round(plan.eval_tokens * share / sum(shares)))
+        part.name: _score(model, part.held_out, data.tokenizer, plan, round(plan.eval_tokens * share / sum(shares)))
         for part, share in zip(held, shares, strict=True)
     }
     scored = sums.values()
@@ -55,17 +54,17 @@ def evaluate(model: LanguageModel, data: TokenData, plan: TrainPlan) -> HeldOut:
     )
 
 
-def _score(model: LanguageModel, stream: TokenStream, token_bytes_V: npt.NDArray[np.uint16], plan: TrainPlan, tokens: int) -> _Sums:
+def _score(model: LanguageModel, stream: TokenStream, tokenizer: Tokenizer, plan: TrainPlan, tokens: int) -> _Sums:
     windows = _windows(len(stream), plan.sequence, tokens)
     sums = _Sums()
     for first in range(0, len(windows), plan.micro_batch):
         ids_BT = np.stack([stream[start:stop] for start, stop in windows[first : first + plan.micro_batch]]).astype(np.int64)
-        bytes_BT = token_bytes_V[ids_BT[:, 1:]]
+        bytes_BT = tokenizer.token_bytes_V[ids_BT[:, 1:]]
         with torch.inference_mode(), autocast(plan):
             targets = torch.from_numpy(ids_BT[:, 1:]).to(plan.device)
             inputs = torch.from_numpy(ids_BT[:, :-1]).to(plan.device)
-            logits_BTV, _ = model(inputs, documents=documents_of(inputs, plan, data.tokenizer.end_of_document))
-            losses = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+            x_BTD, _ = model.hidden(inputs, documents=documents_of(inputs, plan, tokenizer.end_of_document))
+            losses = token_losses(x_BTD.flatten(0, 1), model.head_weight_VD, targets.flatten()).view_as(targets)
         scored_BT = bytes_BT > 0
         sums.nats += float(losses.double().cpu().numpy()[scored_BT].sum())
         sums.tokens += int(scored_BT.sum())
