@@ -32,27 +32,26 @@ def list_devices() -> list[DeviceInfo]:
 
 
 def open_device(device_id: str) -> Device:
-    """The device of that name.
+    """The device of that name. A phone is asked who it is, and nothing else is done to it.
 
     Raises:
-        UnknownDeviceError: no such device; lists those there are.
+        UnknownDeviceError: no such device.
         DeviceBusyError: the device is there but cannot measure; says what to do.
+        DeviceError: there is no agent for it.
     """
-    from devices.adb import look_directly
-    from devices.local import LocalDevice
+    if device_id == "local":
+        from devices.local import LocalDevice
+        from devices.machine import local_info
 
-    known = {info.device_id: info for info in list_devices()}
-    if device_id in known:
-        if problem := known[device_id].problem:
-            raise DeviceBusyError(f"{device_id}: {problem}")
+        if problem := local_info().problem:
+            raise DeviceBusyError(f"local: {problem}")
         return LocalDevice()
-    attached = f"there are: {', '.join(known)}"
-    if re.fullmatch(r"cuda:\d+", device_id):
-        raise UnknownDeviceError(f"{device_id}: measuring on GPUs is not part of this version; {attached}")
-    if match := re.fullmatch(r"adb:([^:\s]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})", device_id):
-        info = look_directly(match[1].strip("[]"), int(match[2]))
-        if info is not None:
-            raise DeviceBusyError(f"{device_id}: {info.problem}")
     if re.fullmatch(r"adb:\S+", device_id):
-        raise UnknownDeviceError(f"{device_id} is not attached; {attached}")
-    raise UnknownDeviceError(f"{device_id!r} is no device; one is named local, adb:SERIAL, adb:HOST:PORT or cuda:0; {attached}")
+        from devices.adb.bundle import find_bundle
+        from devices.adb.device import PhoneDevice
+
+        return PhoneDevice(device_id, find_bundle)
+    if re.fullmatch(r"cuda:\d+", device_id):
+        raise UnknownDeviceError(f"{device_id}: measuring on GPUs is not part of this version; `archsearch devices` lists what there is")
+    known = ", ".join(info.device_id for info in list_devices())
+    raise UnknownDeviceError(f"{device_id!r} is no device; one is named local, adb:SERIAL, adb:HOST:PORT or cuda:0; there are: {known}")

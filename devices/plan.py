@@ -124,6 +124,10 @@ class MachineState:
     """Share of the agent's anonymous memory in huge pages when the round began."""
     waited_s: float = 0.0
     """How long the round was held back for the machine to calm down."""
+    thermal_status: int | None = None
+    """Android's: 0 none, 1 light, 2 moderate (clocks are lowered), up to 6. At the beginning of a series."""
+    battery_percent: int | None = None
+    screen_on: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

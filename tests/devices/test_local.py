@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from devices import local
+from devices import host
 from devices.base import AgentError
 from devices.local import LocalDevice
 from devices.plan import Case, Failed, LimitResult, RoundResult, RunPlan, Started
@@ -63,7 +63,7 @@ def test_an_agent_that_does_not_start_is_an_error_with_its_last_words() -> None:
 
 
 def test_an_agent_that_never_speaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "START_LIMIT_S", 0.5)
+    monkeypatch.setattr(host, "START_LIMIT_S", 0.5)
     with pytest.raises(AgentError, match=r"did not start within 0\.5 s"):
         list(fake("time.sleep(1000)").run(plan("a", timeout_s=0.1)))
     assert not agents()

@@ -70,7 +70,12 @@ class Phone:
 
     def start(self) -> None:
         command = ["chroot", self.root, *self.config["adbd"]]
-        environment = {"ADBD_PORT": str(PORT), "PATH": "/system/bin:/usr/bin:/bin:/usr/sbin", "HOME": "/data/local/tmp", "TMPDIR": "/data/local/tmp"}
+        environment = {
+            "ADBD_PORT": str(PORT),
+            "PATH": "/system/bin:/usr/bin:/bin:/usr/sbin",
+            "HOME": "/data/local/tmp",
+            "TMPDIR": "/data/local/tmp",
+        }
         with open(self.config["log"], "ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(600):

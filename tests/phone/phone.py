@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from tests.phone.install import Arch, Unavailable, unpacked
 
 ABIS: dict[Arch, str] = {"amd64": "x86_64", "arm64": "arm64-v8a"}
 ADBD = "usr/lib/android-sdk/platform-tools/adbd"
-CPUINFO = "processor\t: {core}\nBogoMIPS\t: 48.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd08\n\n"
+CPUINFO = (
+    "processor\t: {core}\nBogoMIPS\t: 48.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd08\n\n"
+)
 NAMESPACES = ("--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 START_LIMIT_S = 90.0
 
@@ -91,7 +92,12 @@ class FakePhone:
         command = ["unshare", *NAMESPACES, sys.executable, str(Path(__file__).with_name("inside.py")), str(place / "config.json")]
         with listener, theirs, open(place / "inside.log", "wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(listener.fileno(), theirs.fileno()), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(listener.fileno(), theirs.fileno()),
+                start_new_session=True,
             )
         self._control, self._lines = ours, ours.makefile("rw", encoding="utf-8")
         ours.settimeout(START_LIMIT_S)
@@ -162,8 +168,3 @@ class FakePhone:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-
-def real_adb(*arguments: str, port: int, home: Path) -> Sequence[str]:
-    """The command line and environment's worth of Debian's adb client with a server of its own; see `adb_server`."""
-    return ["env", f"HOME={home}", f"ANDROID_ADB_SERVER_PORT={port}", "adb", *arguments]

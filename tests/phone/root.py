@@ -78,7 +78,9 @@ def lay_sys(folder: Path, *, cores: int) -> None:
     _write(cpus, dict.fromkeys(("online", "possible", "present"), f"0-{cores - 1}" if cores > 1 else "0"))
     for number, (kind_, milli) in enumerate({"cpu-thermal": 41_200, "battery": 29_100}.items()):
         _write(folder / "class" / "thermal" / f"thermal_zone{number}", {"type": kind_, "temp": milli})
-    _write(folder / "class" / "power_supply" / "battery", {"type": "Battery", "capacity": 87, "status": "Charging", "online": 1, "temp": 291})
+    _write(
+        folder / "class" / "power_supply" / "battery", {"type": "Battery", "capacity": 87, "status": "Charging", "online": 1, "temp": 291}
+    )
 
 
 def cores_here() -> int:

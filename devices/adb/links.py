@@ -1,0 +1,98 @@
+"""Which way to a phone: through the user's adb server where it owns the phone, else directly over TCP or USB."""
+
+from __future__ import annotations
+
+import re
+
+from devices.adb.errors import NotAttachedError, OfflineError, UnauthorizedError, UsbBusyError, UsbRightsError
+from devices.adb.server import AdbServer, ServerLink
+from devices.adb.stream import Link
+from devices.base import DeviceBusyError
+
+ADDRESS = re.compile(r"([^:\s]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")
+NOT_STARTED = "start one with `adb start-server` if the phone hangs on USB"
+
+
+def connect(device_id: str, *, timeout_s: float = 10.0) -> Link:
+    """A link to the phone of that name ("adb:SERIAL" or "adb:HOST:PORT").
+
+    Raises:
+        NotAttachedError: there is none.
+        DeviceBusyError: there is one, and its user can mend what stands in the way.
+    """
+    name = device_id.removeprefix("adb:")
+    states = listed()
+    if name in states:
+        if problem := problem_of(device_id, states[name]):
+            raise problem
+        return ServerLink(device_id, name)
+    if match := ADDRESS.fullmatch(name):
+        return _over_tcp(device_id, match[1].strip("[]"), int(match[2]), timeout_s)
+    return _over_usb(device_id, name)
+
+
+def listed() -> dict[str, str]:
+    """Serial and state ("device", "offline", ...) of every phone that a running adb server knows."""
+    return {line.split()[0]: state_of(line) for line in AdbServer().devices()}
+
+
+def state_of(line: str) -> str:
+    """The state in a line of `adb devices -l`."""
+    rest = line.partition(" ")[2].strip()
+    return "no permissions" if rest.startswith("no permissions") else rest.split(" ", 1)[0]
+
+
+def problem_of(device_id: str, state: str) -> DeviceBusyError | None:
+    """Why a phone in that state of the adb server cannot be used."""
+    match state:
+        case "device":
+            return None
+        case "unauthorized":
+            return UnauthorizedError(device_id)
+        case "no permissions":
+            return UsbRightsError(device_id)
+        case _:
+            return OfflineError(device_id, f"the adb server lists it as {state!r}")
+
+
+def attached() -> str:
+    """What there is, for the error about what there is not."""
+    known = listed()
+    if known:
+        return f"the adb server knows: {', '.join(known)}"
+    return f"no adb server runs, or it knows no phone; {NOT_STARTED}"
+
+
+def _over_tcp(device_id: str, host: str, port: int, timeout_s: float) -> Link:
+    from devices.adb.direct import DirectLink, reason
+    from devices.adb.transports import TcpLine
+
+    line = TcpLine(host, port)
+    try:
+        line.connect(timeout_s)
+        line.close()
+    except (OSError, OverflowError) as error:
+        raise NotAttachedError(device_id, f"{host}:{port}: {reason(error)}") from error
+    return DirectLink(device_id, line, timeout_s=timeout_s)
+
+
+def _over_usb(device_id: str, serial: str) -> Link:
+    try:
+        import usb1
+        from adb_shell import exceptions
+
+        from devices.adb.direct import DirectLink
+        from devices.adb.transports import usb_line
+    except (ImportError, OSError) as error:  # OSError: the Python package is there, and the system's libusb is not
+        way = f"{attached()} (USB without a server needs `pip install 'archsearch[usb]'`)"
+        raise NotAttachedError(device_id, way) from error
+    try:
+        return DirectLink(device_id, usb_line(serial))
+    except exceptions.UsbDeviceNotFoundError as error:
+        raise NotAttachedError(device_id, attached()) from error
+    except usb1.USBErrorBusy as error:
+        raise UsbBusyError(device_id) from error
+    except usb1.USBErrorAccess as error:
+        raise UsbRightsError(device_id) from error
+    except usb1.USBError as error:
+        raise OfflineError(device_id, str(error)) from error

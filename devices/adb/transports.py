@@ -1,0 +1,109 @@
+"""adb-shell's transports, with what they lack mended.
+
+adb-shell 0.4.4's TCP transport loses the rest of a partial send, spins at the end of the connection, and leaves Nagle's algorithm on
+(its issue #205 and docs/LOG.md). Both transports here have `wait`, so that a reader can be patient without losing a half-read packet.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any, Protocol
+
+from adb_shell.exceptions import TcpTimeoutException
+from adb_shell.transport.tcp_transport import TcpTransport
+
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 4}
+"""Seconds until a peer that has vanished without a word counts as gone: 17."""
+
+
+class Transport(Protocol):
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something can be read within the time."""
+        ...
+
+
+class TcpLine(TcpTransport):  # type: ignore[misc]
+    """A phone that listens on TCP."""
+
+    _connection: socket.socket
+    _host: str
+    _port: int
+
+    def connect(self, transport_timeout_s: float | None) -> None:
+        """Open the connection.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        super().connect(transport_timeout_s)
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # not on every platform
+                self._connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def bulk_read(self, numbytes: int, transport_timeout_s: float | None) -> bytes:
+        """At least one byte.
+
+        Raises:
+            ConnectionError: the phone has hung up.
+            TcpTimeoutException: nothing came.
+        """
+        data: bytes = super().bulk_read(numbytes, transport_timeout_s)
+        if not data:
+            raise ConnectionResetError("the phone hung up")
+        return data
+
+    def bulk_write(self, data: bytes, transport_timeout_s: float | None) -> int:
+        """All of it, however slow the line; the time-out is for each step forward.
+
+        Raises:
+            ConnectionError: the phone has hung up.
+            TcpTimeoutException: nothing could be sent for so long.
+        """
+        view = memoryview(data)
+        while view:
+            _, writable, _ = select.select([], [self._connection], [], transport_timeout_s)
+            if not writable:
+                raise TcpTimeoutException(f"nothing could be sent to {self._host}:{self._port} for {transport_timeout_s} s")
+            view = view[self._connection.send(view) :]
+        return len(data)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something can be read within the time."""
+        return bool(select.select([self._connection], [], [], max(0.0, timeout_s))[0])
+
+
+def usb_line(serial: str) -> Any:
+    """A phone on this machine's USB, opened when connected to.
+
+    Raises:
+        ModuleNotFoundError: adb-shell's extra for USB is not installed.
+        adb_shell.exceptions.UsbDeviceNotFoundError: no phone of that serial.
+    """
+    import usb1
+    from adb_shell.exceptions import UsbReadFailedError
+    from adb_shell.transport.usb_transport import UsbTransport
+
+    transport = UsbTransport.find_adb(serial=serial, default_transport_timeout_s=10.0)
+    read = transport.bulk_read
+    early: list[bytes] = []
+
+    def wait(timeout_s: float) -> bool:
+        """USB has no `select`: the header that begins every packet is read, and kept for `bulk_read`."""
+        if early:
+            return True
+        try:
+            early.append(read(24, max(0.001, timeout_s)))
+        except UsbReadFailedError as error:
+            if isinstance(error.usb_error, usb1.USBErrorTimeout):
+                return False
+            raise
+        return True
+
+    def bulk_read(numbytes: int, transport_timeout_s: float | None = None) -> bytes:
+        return early.pop() if early else bytes(read(numbytes, transport_timeout_s))
+
+    transport.wait, transport.bulk_read = wait, bulk_read
+    return transport
