@@ -13,7 +13,7 @@ from pathlib import Path
 from devices.adb import describe, state
 from devices.adb.bundle import ENTRY, Bundle
 from devices.adb.errors import LinkLostError, NotAttachedError, OfflineError, WrongAbiError
-from devices.adb.files import Folder, bring, model_folder
+from devices.adb.files import Folder, bring, model_files, model_folder
 from devices.adb.links import connect
 from devices.adb.session import Session, taken
 from devices.adb.shell import ShellProcess, check, run, running
@@ -21,7 +21,7 @@ from devices.adb.stream import Link
 from devices.base import AgentError, DeviceInfo
 from devices.host import Progress, supervise, tail
 from devices.local import HUGE_PAGES, QUIET
-from devices.plan import Event, Failed, RunPlan, Started
+from devices.plan import Case, Event, Failed, RunPlan, Started
 from devices.protocol import encode_plan
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ class PhoneDevice:
             agent = self.bundle.folder
             models: dict[Path, Folder] = {}
             for case in progress.left:
-                if not case.model.is_file():
-                    failed = Failed(case_id=case.case_id, reason="load_failed", detail=f"{case.model}: no such file")
+                if failed := self._refused(case):
                     progress.note(failed)
                     yield failed
                 elif case.model not in models:
@@ -102,6 +101,16 @@ class PhoneDevice:
             remote = {path: Path(models[path].target) / path.name for path in models}
             for event in supervise(progress, lambda plan: self._launched(session, agent, plan, remote)):
                 yield self._with_habits(event, session)
+
+    def _refused(self, case: Case) -> Failed | None:
+        """What need not be pushed to know that it fails."""
+        if not case.model.is_file():
+            return Failed(case_id=case.case_id, reason="load_failed", detail=f"{case.model}: no such file")
+        size, memory = sum(path.stat().st_size for path in model_files(case.model)), self.description.memory_bytes
+        if memory and size > memory:
+            detail = f"the model alone takes {size / 1e6:,.0f} MB and the phone has {memory / 1e6:,.0f} MB of memory"
+            return Failed(case_id=case.case_id, reason="out_of_memory", detail=detail)
+        return None
 
     def _pinned(self, plan: RunPlan) -> RunPlan:
         cores = plan.cores or describe.biggest(self.description.clusters, plan.threads, self.description.allowed)

@@ -6,6 +6,7 @@ What a cut cable leaves half pushed is removed by the next run.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import secrets
@@ -62,9 +63,14 @@ def folder(kind: str, files: Iterable[Path]) -> Folder:
     return Folder(kind, hashlib.sha256(identity.encode()).hexdigest()[:16], found)
 
 
-def model_folder(model: Path) -> Folder:
+def model_files(model: Path) -> list[Path]:
     """A model and its external data, which lies beside it and is named after it."""
-    return folder("models", (path for path in model.parent.glob(f"{model.name}*") if path.is_file()))
+    return [path for path in model.parent.glob(f"{glob.escape(model.name)}*") if path.is_file()]
+
+
+def model_folder(model: Path) -> Folder:
+    """What a model consists of, as one folder."""
+    return folder("models", model_files(model))
 
 
 def sha256(path: Path) -> str:

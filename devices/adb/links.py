@@ -64,16 +64,13 @@ def attached() -> str:
 
 
 def _over_tcp(device_id: str, host: str, port: int, timeout_s: float) -> Link:
-    from devices.adb.direct import DirectLink, reason
-    from devices.adb.transports import TcpLine
+    from devices.adb.direct import DirectLink
+    from devices.adb.transports import NobodyListens, TcpLine
 
-    line = TcpLine(host, port)
     try:
-        line.connect(timeout_s)
-        line.close()
-    except (OSError, OverflowError) as error:
-        raise NotAttachedError(device_id, f"{host}:{port}: {reason(error)}") from error
-    return DirectLink(device_id, line, timeout_s=timeout_s)
+        return DirectLink(device_id, TcpLine(host, port), timeout_s=timeout_s)
+    except NobodyListens as error:
+        raise NotAttachedError(device_id, f"{host}:{port}: {error}") from error
 
 
 def _over_usb(device_id: str, serial: str) -> Link:

@@ -17,6 +17,10 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 4}
 """Seconds until a peer that has vanished without a word counts as gone: 17."""
 
 
+class NobodyListens(Exception):
+    """Nothing answers at a phone's address."""
+
+
 class Transport(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Whether something can be read within the time."""
@@ -34,9 +38,12 @@ class TcpLine(TcpTransport):  # type: ignore[misc]
         """Open the connection.
 
         Raises:
-            OSError: nobody listens there.
+            NobodyListens: there is nothing to connect to.
         """
-        super().connect(transport_timeout_s)
+        try:
+            super().connect(transport_timeout_s)
+        except (OSError, OverflowError) as error:  # OverflowError: no such port
+            raise NobodyListens(getattr(error, "strerror", None) or str(error)) from error
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():

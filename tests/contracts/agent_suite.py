@@ -72,6 +72,14 @@ class AgentSuite:
     host: str
     """Python statements that make `device`, the device under test."""
 
+    def agents(self) -> list[psutil.Process]:
+        """The agents that this process, or a program that it has started, has running now."""
+        return agents()
+
+    def agents_of(self, host: psutil.Process) -> list[psutil.Process]:
+        """The agents of another host."""
+        return host.children(recursive=True)
+
     @pytest.fixture
     def device(self) -> Device:
         names: dict[str, Device] = {}
@@ -265,11 +273,11 @@ class AgentSuite:
         for event in device.run(plan):
             found.append(event)
             if struck is None and isinstance(event, RoundResult):
-                (struck,) = agents()
+                (struck,) = self.agents()
                 struck.send_signal(how)
         assert struck is not None
         assert gone(struck)
-        assert not agents()
+        assert not self.agents()
         (lost,) = failures(found)
         assert [name for name, _ in rounds(found) if name == lost] in ([], [lost])
         survivors = [case.case_id for case in cases if case.case_id != lost]
@@ -283,15 +291,15 @@ class AgentSuite:
         run = device.run(RunPlan(cases=(plain,), rounds=1000, **(SHORT | {"min_time_ns": LONG_NS})))
         while not isinstance(next(run), RoundResult):
             pass
-        (agent,) = agents()
+        (agent,) = self.agents()
         run.close()  # type: ignore[attr-defined]
         assert not agent.is_running()
-        assert not agents()
+        assert not self.agents()
 
     @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
     def test_no_agent_outlives_its_host(self, plain: Case, how: signal.Signals) -> None:
         with self._host_in_its_own_process(plain) as host:
-            (agent,) = psutil.Process(host.pid).children(recursive=True)
+            (agent,) = self.agents_of(psutil.Process(host.pid))
             host.send_signal(how)
             host.wait(timeout=PATIENCE_S)
             assert gone(agent)

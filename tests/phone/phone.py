@@ -60,7 +60,8 @@ class FakePhone:
         if subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True, check=False).returncode:
             raise Unavailable("this machine does not let us make namespaces (unshare --user --mount --net --pid)")
         self.system, self.sys = place / "system", place / "sys"
-        files.lay_system(self.system, files.properties(ABIS[arch], serial))
+        self._properties = files.properties(ABIS[arch], serial)
+        files.lay_system(self.system, self._properties)
         files.lay_sys(self.sys, cores=files.cores_here())
         packages = unpacked(arch)
         (place / "root").mkdir()
@@ -124,6 +125,19 @@ class FakePhone:
     def reboot(self, seconds: float = 0.2) -> None:
         """All its processes die, and adbd comes back after a while."""
         self._order({"do": "reboot", "seconds": seconds})
+
+    def reset(self) -> None:
+        """As new: nothing runs on it, nothing is stored, the cable is in and fast."""
+        self.relay(plugged=False, frozen=False, bytes_per_s=None, cut_after=None, public_key=None, wants_tls=False)
+        self.reboot(0.0)
+        for entry in (self.root / "data" / "local" / "tmp").iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.rmtree(self.system / "dumpsys")
+        for file in self.system.iterdir():
+            if file.is_file():
+                file.unlink()
+        files.lay_services(self.system, self._properties)
+        files.lay_sys(self.sys, cores=files.cores_here())
 
     def processes(self, word: str = "") -> list[int]:
         """Process ids, as this machine counts, of what runs on the phone with `word` in its command line."""

@@ -52,6 +52,11 @@ def lay_system(folder: Path, props: dict[str, str]) -> None:
     (folder / "bin").mkdir(parents=True)
     for stub in STUBS.iterdir():
         shutil.copy(stub, folder / "bin" / stub.name)
+    lay_services(folder, props)
+
+
+def lay_services(folder: Path, props: dict[str, str]) -> None:
+    """What the commands print."""
     (folder / "build.prop").write_text("".join(f"{name}={value}\n" for name, value in props.items()))
     (folder / "dumpsys").mkdir()
     for service, text in {"battery": BATTERY, "thermalservice": THERMAL, "power": POWER}.items():
