@@ -44,6 +44,11 @@ def take(connection: socket.socket, count: int) -> bytes:
     return data
 
 
+def shell_answer(text: str) -> bytes:
+    """What the shell protocol makes of a command that prints `text` and succeeds."""
+    return struct.pack("<BI", 1, len(text.encode())) + text.encode() + struct.pack("<BIB", 3, 1, 0)
+
+
 class FakeServer:
     """An adb server with phones: `listing` is what `host:devices-l` answers, `shells` what each serial prints for a command."""
 
@@ -63,10 +68,11 @@ class FakeServer:
             if request.startswith("host:transport:") and (name := request.removeprefix("host:transport:")) in self.shells:
                 serial = name
                 connection.sendall(b"OKAY")
-            elif kind == "shell" and serial:
+            elif kind == "shell,v2,raw" and serial:
                 self.commands.append(rest)
+                answer = shell_answer(self.shells[serial])
                 # In pieces, as a slow phone sends it.
-                for piece in (b"OKAY", *(self.shells[serial].encode()[i : i + 7] for i in range(0, len(self.shells[serial]), 7))):
+                for piece in (b"OKAY", *(answer[i : i + 7] for i in range(0, len(answer), 7))):
                     connection.sendall(piece)
                 return
             else:
@@ -100,7 +106,7 @@ class FakePhone:
                 case b"OPEN":
                     self.commands.append(data.rstrip(b"\0").decode())
                     self.send(connection, b"OKAY", 7, arg0)
-                    self.send(connection, b"WRTE", 7, arg0, self.answer.encode())
+                    self.send(connection, b"WRTE", 7, arg0, shell_answer(self.answer))
                     self.send(connection, b"CLSE", 7, arg0)
                 case _:
                     pass

@@ -63,7 +63,7 @@ def test_much_output_arrives_whole(link: Link) -> None:
 
 
 def test_stdin_stays_open_until_it_is_closed(link: Link) -> None:
-    with running(link, "while read -r line; do echo \"<$line>\"; done; echo end") as process:
+    with running(link, 'while read -r line; do echo "<$line>"; done; echo end') as process:
         process.write(b"one\ntw")
         assert process.read_line(10) == "<one>"
         with pytest.raises(TimeoutError):
