@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,14 @@ PLACE = "/data/local/tmp"
 
 
 @pytest.fixture(params=["direct", "server"])
-def link(request: pytest.FixtureRequest, phone: FakePhone) -> Link:
+def link(request: pytest.FixtureRequest, phone: FakePhone) -> Iterator[Link]:
     if request.param == "server":
         request.getfixturevalue("adb_server")
         assert "connected" in adb("connect", phone.address)
     found = connect(f"adb:{phone.address}")
     assert isinstance(found, ServerLink if request.param == "server" else DirectLink), "the server's phone goes through the server"
-    request.addfinalizer(found.close)
-    return found
+    yield found
+    found.close()
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ def test_a_cable_that_is_pulled_while_we_listen(link: Link, phone: FakePhone) ->
         assert process.read_line(10) == "begun"
         phone.unplug()
         begun = time.monotonic()
-        with pytest.raises(LinkLostError, match="the connection broke.*replug it"):
+        with pytest.raises(LinkLostError, match=r"the connection broke.*replug it"):
             process.read_line(30)
         assert time.monotonic() - begun < 15, "the end of a connection is noticed at once, not by a time-out"
 
