@@ -18,6 +18,7 @@ import psutil
 from devices.plan import Conditions, MachineState
 
 CPU_DIR = Path("/sys/devices/system/cpu")
+THERMAL_DIR = Path("/sys/class/thermal")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 BUSY_SHARE = 0.1
 """Share of the machine used by others from which samples are flagged: two cores lose a tenth of their time, and caches more."""
@@ -58,7 +59,9 @@ class Watch:
             time_unix_s=time.time(),
             load_1m=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             clock_mhz=clocks(),
+            clock_limit_mhz=clock_limits(),
             temperature_c=temperature(),
+            throttled=throttled(),
             steal_ticks=steal_ticks(),
             busy_other_share=share,
             available_bytes=psutil.virtual_memory().available,
@@ -71,6 +74,7 @@ class Watch:
 def settle(
     look: Callable[[], MachineState],
     max_wait_s: float,
+    max_temperature_c: float = HOT_C,
     *,
     waiting: Callable[[], object] = lambda: None,
     sleep: Callable[[float], object] = time.sleep,
@@ -78,13 +82,13 @@ def settle(
     """Look until the machine is neither busy nor hot, or `max_wait_s` is over; `waiting` is called before every pause.
 
     Returns:
-        The last look, with how long it took to get there. What still speaks against it is in `flags([state])`.
+        The last look, with how long it took to get there. What still speaks against it is in `flags([state], max_temperature_c)`.
     """
     state, waited = look(), 0.0
     if state.busy_other_share is None and max_wait_s > 0:
         sleep(SHORTEST_SPAN_S)
         state = look()
-    while {"busy", "hot"} & set(flags([state])) and waited < max_wait_s:
+    while {"busy", "hot"} & set(flags([state], max_temperature_c)) and waited < max_wait_s:
         waiting()
         pause = min(LOOK_EVERY_S, max_wait_s - waited)
         sleep(pause)
@@ -93,13 +97,18 @@ def settle(
     return replace(state, waited_s=waited)
 
 
-def flags(states: Sequence[MachineState]) -> tuple[str, ...]:
-    """What speaks against samples that were taken among these looks: "busy", "hot", "swapping", "battery"; empty when nothing does."""
+def flags(states: Sequence[MachineState], max_temperature_c: float = HOT_C) -> tuple[str, ...]:
+    """What speaks against samples that were taken among these looks; empty when nothing does.
+
+    "busy", "hot", "throttled", "swapping", "battery".
+    """
     found = []
     if any(state.busy_other_share is not None and state.busy_other_share > BUSY_SHARE for state in states):
         found.append("busy")
-    if any(state.temperature_c is not None and state.temperature_c >= HOT_C for state in states):
+    if any(state.temperature_c is not None and state.temperature_c >= max_temperature_c for state in states):
         found.append("hot")
+    if any(state.throttled for state in states):
+        found.append("throttled")
     swaps = [state.swapped_bytes for state in states if state.swapped_bytes is not None]
     if swaps and max(swaps) > min(swaps):
         found.append("swapping")
@@ -117,6 +126,23 @@ def clocks() -> tuple[float, ...] | None:
     return tuple(round(core.current, 1) for core in found) or None
 
 
+def clock_limits() -> tuple[float, ...] | None:
+    """What the kernel lets every core run at now, in MHz; 0 for a core that is off."""
+    found = [_read(CPU_DIR / f"cpu{core}" / "cpufreq" / "scaling_max_freq") for core in range(os.cpu_count() or 1)]
+    return tuple(round(int(khz or 0) / 1000, 1) for khz in found) if any(found) else None
+
+
+def throttled() -> bool | None:
+    """Whether one of the kernel's cooling devices lowers the CPU's clocks; None where there is none."""
+    states = [
+        _read(device / "cur_state")
+        for device in THERMAL_DIR.glob("cooling_device*")
+        if (kind := _read(device / "type")) and ("cpufreq" in kind or kind == "Processor")
+    ]
+    known = [int(state) for state in states if state and state.isdigit()]
+    return max(known) > 0 if known else None
+
+
 def temperature() -> float | None:
     """The hottest sensor that looks like a CPU's, in degrees Celsius."""
     read = getattr(psutil, "sensors_temperatures", None)
@@ -126,7 +152,18 @@ def temperature() -> float | None:
         return None
     wanted = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "acpitz")
     values = [entry.current for name, entries in sensors.items() if name in wanted for entry in entries]
-    return max(values) if values else None
+    return max(values or _zones(), default=None)
+
+
+def _zones() -> list[float]:
+    """The CPU's thermal zones, by the names that kernels and phones' makers give them; some tell thousandths, some whole degrees."""
+    wanted = ("big", "mid", "little", "x86_pkg_temp", "acpitz")
+    found = []
+    for zone in THERMAL_DIR.glob("thermal_zone*"):
+        kind, value = (_read(zone / "type") or "").lower(), _read(zone / "temp") or ""
+        if ("cpu" in kind or "soc" in kind or kind in wanted) and value.lstrip("-").isdigit():
+            found.append(int(value) / 1000 if int(value) >= 1000 else float(value))
+    return [value for value in found if 0 < value < 150]
 
 
 def steal_ticks() -> int | None:
@@ -225,7 +262,9 @@ def advice(conditions: Conditions, states: Sequence[MachineState]) -> list[str]:
         lines.append("The machine swapped while it was measured: close other programs, or measure fewer models at once.")
     if "battery" in found:
         lines.append("The machine runs on battery, where clocks are lower: plug it in.")
-    if "hot" in found:
+    if "throttled" in found:
+        lines.append("The kernel lowered the CPU's clocks to cool it: let it cool, and wait longer before each round.")
+    elif "hot" in found:
         hottest = max(state.temperature_c for state in states if state.temperature_c is not None)
         lines.append(f"The CPU reached {hottest:.0f} °C and may have throttled: let it cool, or wait longer before each round.")
     if conditions.governor and set(conditions.governor.split("+")) != {"performance"}:

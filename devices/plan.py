@@ -89,6 +89,8 @@ class RunPlan:
     """Address-space limit of the agent; None for no limit."""
     max_wait_s: float = 2.0
     """Before each round a busy or hot machine is given this long to calm down; then it is measured all the same, and flagged."""
+    max_temperature_c: float = 90.0
+    """From here the CPU counts as hot: laptops and phones lower their clocks."""
     timeout_s: float = 300.0
     """Longest silence of the agent (a load, or one case's round) before it is killed and the running case fails."""
     seed: int = 0
@@ -112,7 +114,12 @@ class MachineState:
     time_unix_s: float
     load_1m: float | None = None
     clock_mhz: tuple[float, ...] | None = None
+    clock_limit_mhz: tuple[float, ...] | None = None
+    """What the kernel lets each core run at now: it falls where a machine that is too hot, or its user, lowers it."""
     temperature_c: float | None = None
+    """The CPU's hottest sensor."""
+    throttled: bool | None = None
+    """Whether the kernel is cooling by lowering the CPU's clocks."""
     steal_ticks: int | None = None
     busy_other_share: float | None = None
     """Share of all cores' time used by other processes, or stolen by a hypervisor, since the last look."""
@@ -178,6 +185,15 @@ class RoundResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """The machine while a case is measured: once a second, between two of its runs, never within one."""
+
+    case_id: str
+    round: int
+    state: MachineState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryResult:
     """Memory of a fresh process, in bytes. `base`: runtime imported, nothing loaded; `peak`: highest resident set ever."""
 
@@ -227,4 +243,4 @@ class Failed:
     detail: str
 
 
-Event = Started | Loaded | RoundResult | MemoryResult | OutputsResult | LimitResult | Failed
+Event = Started | Loaded | RoundResult | Look | MemoryResult | OutputsResult | LimitResult | Failed

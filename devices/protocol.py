@@ -21,6 +21,7 @@ from devices.plan import (
     Feed,
     LimitResult,
     Loaded,
+    Look,
     MachineState,
     MemoryResult,
     OutputsResult,
@@ -34,6 +35,7 @@ EVENTS: dict[str, type[Any]] = {
     "started": Started,
     "loaded": Loaded,
     "round": RoundResult,
+    "look": Look,
     "memory": MemoryResult,
     "outputs": OutputsResult,
     "limit": LimitResult,
@@ -96,8 +98,8 @@ def decode_event(data: dict[str, Any]) -> Event:
 
 
 def decode_state(data: dict[str, Any]) -> MachineState:
-    clock = data.get("clock_mhz")
-    return MachineState(**(data | {"clock_mhz": tuple(clock) if clock is not None else None}))
+    clocks = {key: tuple(data[key]) for key in ("clock_mhz", "clock_limit_mhz") if data.get(key) is not None}
+    return MachineState(**(data | clocks))
 
 
 def decode_conditions(data: dict[str, Any]) -> Conditions:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +32,7 @@ from devices.plan import (
     Failed,
     FailureReason,
     Loaded,
+    Look,
     MachineState,
     MemoryResult,
     OutputsResult,
@@ -126,7 +128,8 @@ class Agent:
             for case in self.random.sample(left, len(left)):
                 self.doing(case.case_id)
                 try:
-                    wall_ns, cpu_ns = timed_runs(self.bound[case.case_id].run, self.plan, cpu=cpu_clock)
+                    look = partial(self.look, case.case_id, number)
+                    wall_ns, cpu_ns = timed_runs(self.bound[case.case_id].run, self.plan, cpu=cpu_clock, look=look)
                 except Exception as error:
                     del self.bound[case.case_id]
                     self.fail(case.case_id, "run_failed", error)
@@ -136,9 +139,13 @@ class Agent:
                 self.emit(RoundResult(case_id=case.case_id, round=number, wall_ns=tuple(wall_ns), cpu_ns=cpu, before=before, after=after))
                 before = after
 
+    def look(self, case_id: str, number: int) -> None:
+        self.emit(Look(case_id=case_id, round=number, state=self.watch.look()))
+
     def settle(self, case_id: str) -> MachineState:
         """Give the machine time to calm down; the host hears from us meanwhile."""
-        return health.settle(self.watch.look, self.plan.max_wait_s, waiting=lambda: self.doing(case_id))
+        plan = self.plan
+        return health.settle(self.watch.look, plan.max_wait_s, plan.max_temperature_c, waiting=lambda: self.doing(case_id))
 
     def measure_memory(self, base: int) -> None:
         for case_id, bound in self.bound.items():

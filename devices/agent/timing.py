@@ -8,6 +8,7 @@ from collections.abc import Callable
 from devices.plan import RunPlan
 
 Clock = Callable[[], int]
+LOOK_EVERY_NS = 1_000_000_000
 
 
 def timed_runs(
@@ -16,8 +17,9 @@ def timed_runs(
     *,
     wall: Clock = time.perf_counter_ns,
     cpu: Clock | None = time.thread_time_ns,
+    look: Callable[[], object] = lambda: None,
 ) -> tuple[list[int], list[int] | None]:
-    """Untimed warm-up, then runs until both `min_runs` and `min_time_ns` are reached.
+    """Untimed warm-up, then runs until both `min_runs` and `min_time_ns` are reached; once a second, between two runs, `look`.
 
     Returns:
         Wall and CPU nanoseconds of every timed run; CPU is None when there is no clock for it.
@@ -27,10 +29,14 @@ def timed_runs(
     wall_ns: list[int] = []
     cpu_ns: list[int] | None = [] if cpu is not None else None
     begun = wall()
+    next_look = begun + LOOK_EVERY_NS
     while True:
-        elapsed = wall() - begun
-        if len(wall_ns) >= plan.min_runs and elapsed >= plan.min_time_ns:
+        now = wall()
+        if len(wall_ns) >= plan.min_runs and now - begun >= plan.min_time_ns:
             return wall_ns, cpu_ns
+        if now >= next_look:
+            look()
+            next_look = wall() + LOOK_EVERY_NS
         if cpu is not None and cpu_ns is not None:
             cpu_before, before = cpu(), wall()
             run()

@@ -27,6 +27,7 @@ from devices.plan import (
     Feed,
     LimitResult,
     Loaded,
+    Look,
     MachineState,
     MemoryResult,
     OutputsResult,
@@ -35,7 +36,7 @@ from devices.plan import (
     Started,
     StatePair,
 )
-from devices.protocol import decode_event, decode_plan, encode_event, encode_plan
+from devices.protocol import decode_event, decode_plan, decode_state, encode_event, encode_plan
 from tests.contracts import agent_models as models
 
 CASE = Case(
@@ -86,6 +87,23 @@ def test_runs_go_on_until_both_least_count_and_least_time_are_reached() -> None:
 
 def test_without_a_cpu_clock_there_are_no_cpu_times() -> None:
     assert FakeMachine([10]).timed(loop(min_runs=2), cpu=False) == ([10, 10], None)
+
+
+def test_once_a_second_somebody_may_look_but_never_within_a_run() -> None:
+    machine, looks = FakeMachine([400_000_000]), []
+
+    def look() -> None:
+        looks.append(machine.now)
+        machine.now += 70_000_000  # looking takes time of its own, and is in no sample
+
+    plan = loop(min_runs=8)
+    wall_ns, _ = timed_runs(machine.run, plan, wall=lambda: machine.now, cpu=None, look=look)
+    assert wall_ns == [400_000_000] * 8
+    assert looks == [1_200_001_000, 2_470_001_000]
+
+
+def test_files_of_before_are_still_read() -> None:
+    assert decode_state({"time_unix_s": 1.5, "clock_mhz": [2000.0]}) == MachineState(time_unix_s=1.5, clock_mhz=(2000.0,))
 
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
@@ -168,6 +186,7 @@ EVENTS: list[Event] = [
     RoundResult(case_id="case", round=0, wall_ns=(1, 2), cpu_ns=(0, 1), before=STATE, after=STATE),
     MemoryResult(case_id="case", base_bytes=1, loaded_bytes=2, peak_bytes=3, pss_bytes=None, anonymous_bytes=4),
     OutputsResult(case_id="case", sha256={"y": "00"}),
+    Look(case_id="case", round=1, state=replace(STATE, throttled=True, clock_limit_mhz=(1800.0,))),
     LimitResult(limit="read_bandwidth", threads=1, amount=5, wall_ns=(1,), method="m", before=STATE, after=STATE),
     Failed(case_id="case", reason="timeout", detail="too slow: größer"),
 ]

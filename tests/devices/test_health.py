@@ -65,6 +65,13 @@ def test_a_disturbed_machine_is_waited_for_until_it_is_calm(disturbed: MachineSt
     assert machine.told == len(machine.pauses) == 2
 
 
+def test_how_hot_is_too_hot_is_the_plans_to_say() -> None:
+    machine = Machine(CALM, replace(CALM, temperature_c=44.0), replace(CALM, temperature_c=39.0))
+    state = health.settle(machine.look, 10.0, 40.0, waiting=machine.tell, sleep=machine.pauses.append)
+    assert (state.temperature_c, state.waited_s) == (39.0, 2 * health.LOOK_EVERY_S)
+    assert health.flags([CALM], 40.0) == ("hot",)
+
+
 def test_waiting_has_an_end() -> None:
     machine = Machine(BUSY)
     state = machine.settle(0.6)
@@ -252,3 +259,39 @@ def test_stability_compares_rounds_not_runs() -> None:
 
 def test_ticks_are_the_kernels() -> None:
     assert health.os_ticks() == os.sysconf("SC_CLK_TCK")
+
+
+# -- the kernel's files ------------------------------------------------------------------------------------------------------
+
+
+def sysfs(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def test_thermal_zones_and_coolers_of_the_cpu_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(health, "THERMAL_DIR", tmp_path)
+    monkeypatch.setattr(psutil, "sensors_temperatures", dict, raising=False)
+    assert health.temperature() is None
+    assert health.throttled() is None
+    zones = {"battery": "61000", "cpu-1-0-usr": "48500", "BIG": "51000", "gpuss-0": "70000", "soc_thermal": "47", "cpu-broken": "-40000"}
+    for number, (kind, value) in enumerate(zones.items()):
+        sysfs(tmp_path / f"thermal_zone{number}", {"type": kind, "temp": value})
+    assert health.temperature() == 51.0
+    for number, (kind, value) in enumerate({"thermal-cpufreq-0": "0", "panel0-backlight": "7", "thermal-cpufreq-4": "0"}.items()):
+        sysfs(tmp_path / f"cooling_device{number}", {"type": kind, "cur_state": value})
+    assert health.throttled() is False
+    sysfs(tmp_path / "cooling_device2", {"cur_state": "3"})
+    assert health.throttled() is True
+    assert "throttled" in health.flags([replace(CALM, throttled=True)])
+    assert any("cool" in line for line in health.advice(CONDITIONS, [replace(CALM, throttled=True)]))
+
+
+def test_the_clocks_that_the_kernel_allows_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(health, "CPU_DIR", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert health.clock_limits() is None
+    sysfs(tmp_path, {"cpu0/cpufreq/scaling_max_freq": "1804800", "cpu2/cpufreq/scaling_max_freq": "2841600"})
+    assert health.clock_limits() == (1804.8, 0.0, 2841.6)
