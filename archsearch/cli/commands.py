@@ -1,6 +1,7 @@
 """Importing this registers every command with the app, in the order in which people need them."""
 
 from archsearch.cli import (
+    agent_command,
     calibrate_command,
     compare_command,
     doctor_command,
@@ -11,6 +12,7 @@ from archsearch.cli import (
 )
 
 __all__ = [
+    "agent_command",
     "calibrate_command",
     "compare_command",
     "doctor_command",
