@@ -2,4 +2,5 @@
 
 from archsearch.cli import main
 
-main()
+if __name__ == "__main__":  # a process that an export starts imports this file under another name
+    main()

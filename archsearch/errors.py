@@ -3,6 +3,7 @@
 ArchsearchError
 ├── InputError               wrong usage: exit code 2
 │   ├── FileFormatError      a file with an unknown key, a wrong type, an impossible value: names file and field
+│   ├── NoCounterpartError   a layout that another program has no model for: names every field that stands in the way
 │   └── BudgetError          a budget that does not parse or names nothing that is predicted
 ├── RunError                 a failure: exit code 1
 │   ├── StoreError           a database that is corrupt, of a newer version, or cannot be written
@@ -14,6 +15,7 @@ ArchsearchError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -38,6 +40,17 @@ class FileFormatError(InputError):
         self.path = Path(path) if path else None
         self.field = field
         self.problem = problem
+
+
+class NoCounterpartError(InputError):
+    """Something that another program cannot be told; `reasons` holds (field, why) pairs."""
+
+    def __init__(self, what: str, reasons: Sequence[tuple[str, str]], advice: str = "") -> None:
+        shown = [f"{field}: {why}" for field, why in reasons[:3]]
+        if len(reasons) > len(shown):
+            shown.append(f"and {len(reasons) - len(shown)} more")
+        super().__init__(f"{what}: {'; '.join(shown)}{advice and f'; {advice}'}")
+        self.reasons = tuple(reasons)
 
 
 class BudgetError(InputError):

@@ -8,29 +8,23 @@ An LFM2 layer is ours to the letter. transformers holds one value for the whole 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from archsearch.errors import InputError
+from archsearch.errors import NoCounterpartError
 from archsearch.spec import ArchSpec
 from operators.specs import BlockSpec, FfnSpec, GqaSpec, OperatorSpec, ShortConvSpec, SwaSpec
 
 HfModelType = Literal["lfm2", "lfm3"]
+Part = Literal["operator", "ffn"]
 ARCHITECTURES: dict[HfModelType, str] = {"lfm2": "Lfm2ForCausalLM", "lfm3": "Lfm3ForCausalLM"}
 LAYER_TYPES = {ShortConvSpec: "conv", GqaSpec: "full_attention", SwaSpec: "sliding_attention"}
 MAX_POSITIONS = 128_000
 """`max_position_embeddings` where nobody says otherwise: LFM2's. transformers computes RoPE as it goes and does not enforce it."""
 
 
-class HfConfigError(InputError):
-    """A spec or a config that has no counterpart; `reasons` holds (field, why) pairs."""
-
-    def __init__(self, what: str, reasons: Sequence[tuple[str, str]], advice: str = "") -> None:
-        shown = [f"{field}: {why}" for field, why in reasons[:3]]
-        if len(reasons) > len(shown):
-            shown.append(f"and {len(reasons) - len(shown)} more")
-        super().__init__(f"{what}: {'; '.join(shown)}{advice and f'; {advice}'}")
-        self.reasons = tuple(reasons)
+class HfConfigError(NoCounterpartError):
+    """A spec or a config that has no counterpart in Hugging Face's LFM2 and LFM3."""
 
 
 def to_hf_config(
@@ -160,8 +154,8 @@ def hf_model_type(spec: ArchSpec) -> HfModelType:
     return "lfm2" if plain else "lfm3"
 
 
-def to_hf_name(name: str, spec: ArchSpec) -> str:
-    """A weight's name in transformers' checkpoint, from its name in ours."""
+def to_hf_name(name: str, spec: ArchSpec, model_type: HfModelType | None = None) -> str:
+    """A weight's name in transformers' checkpoint, from its name in ours; `model_type` None for the one that the spec has."""
     if not (match := re.fullmatch(r"layers\.(\d+)\.(operator|ffn)\.(.+)", name)):
         return name if name.startswith("lm_head.") else f"model.{name}"
     layer, part, rest = int(match[1]), match[2], match[3]
@@ -170,7 +164,7 @@ def to_hf_name(name: str, spec: ArchSpec) -> str:
         return f"{prefix}.feed_forward.{rest}"
     if isinstance(spec.layers[layer].operator, ShortConvSpec):
         return f"{prefix}.conv.{rest}"
-    if hf_model_type(spec) == "lfm3":
+    if (model_type or hf_model_type(spec)) == "lfm3":
         for ours, theirs in LFM3_RENAMES.items():
             rest = rest.replace(ours, theirs)
     return f"{prefix}.self_attn.{rest}"
@@ -194,19 +188,27 @@ def from_hf_name(name: str) -> str:
     return f"{prefix}.operator.{rest}"
 
 
-def _shared(spec: ArchSpec, field: str, part: Literal["operator", "ffn"], reasons: list[tuple[str, str]]) -> int | None:
-    """The value that all layers with `field` have; where they differ, each one that is not as the first is a reason."""
-    found = [(i, getattr(getattr(block, part), field)) for i, block in enumerate(spec.layers) if hasattr(getattr(block, part), field)]
-    found = [(i, value) for i, value in found if part == "ffn" or type(spec.layers[i].operator) in LAYER_TYPES]
+def different_values(spec: ArchSpec, field: str, part: Part, why: str) -> list[tuple[str, str]]:
+    """A (field, reason) pair for each layer whose `field` is not that of the first layer that has one."""
+    found = _values(spec, field, part)
     if not found:
-        return None
+        return []
     first, value = found[0]
-    reasons += [
-        (f"layers.{i}.{part}.{field}", f"{other} differs from layer {first}'s {value}, and transformers has one for all layers")
-        for i, other in found
-        if other != value
-    ]
-    return int(value)
+    others = [(i, other) for i, other in found if other != value]
+    return [(f"layers.{i}.{part}.{field}", f"{other} differs from layer {first}'s {value}, and {why}") for i, other in others]
+
+
+def _shared(spec: ArchSpec, field: str, part: Part, reasons: list[tuple[str, str]]) -> int | None:
+    """The value that all layers with `field` have; where they differ, each one that is not as the first is a reason."""
+    reasons += different_values(spec, field, part, "transformers has one for all layers")
+    found = _values(spec, field, part)
+    return int(found[0][1]) if found else None
+
+
+def _values(spec: ArchSpec, field: str, part: Part) -> list[tuple[int, Any]]:
+    """(layer, value) of the layers that have the field; of operators only the kinds that transformers has."""
+    found = [(i, getattr(getattr(block, part), field)) for i, block in enumerate(spec.layers) if hasattr(getattr(block, part), field)]
+    return [(i, value) for i, value in found if part == "ffn" or type(spec.layers[i].operator) in LAYER_TYPES]
 
 
 def _lfm3_extras(config: Mapping[str, Any]) -> list[tuple[str, str]]:

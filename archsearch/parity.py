@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,10 +34,29 @@ FP32_TOLERANCE = 1e-4
 """Relative RMS error of logits from rounding alone: 2e-7 to 5e-6 was seen, in up to 16 layers."""
 ROUNDING_MARGIN = 1.5
 """How much more than our estimate of activation rounding is accepted: 0.96 to 1.08 times was seen on x86."""
-PROMPT, DECODE = 64, 32
+PROMPT, DECODE = 64, 64
 """Tokens of prefill and of decode; more prefill where a sliding window must be filled."""
 QUALITY_TOKENS = 512
 """Most held-out tokens that the exported model reads one by one."""
+SAMPLE = "def mean(values):\n    return sum(values) / len(values)  # naïve, 42 × 3\n\n\n<|endoftext|>"
+"""Text on which the tokenizer of an export and ours must agree: code, blanks, digits, accents, and a special token spelt out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rounding:
+    """What a runtime rounds on purpose, so that parity is asked of the rest.
+
+    Attributes:
+        description: what was done to the weights, "rounded to int4".
+        weights: as the runtime computes with them.
+        products: names of the weights whose inputs are rounded as well; the head's always are.
+        inputs: ways in which the runtime may round those inputs; the one that costs most sets the tolerance.
+    """
+
+    description: str
+    weights: Weights
+    products: frozenset[str]
+    inputs: tuple[Callable[[Tensor], Tensor], ...]
 
 
 class Decoder(Protocol):
@@ -45,7 +66,7 @@ class Decoder(Protocol):
         """Empty caches, with room for `positions`."""
 
     def step(self, ids: Sequence[int]) -> Logits:
-        """Read more tokens; logits [V] after the last of them."""
+        """Read more tokens; logits [V] after the last of them, up to a constant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +100,15 @@ class ParityReport:
         reference: the weights that torch computed with.
         relative_error: RMS difference of the logits over the RMS of torch's logits (each position's mean taken off).
         tolerance: the largest relative error that is accepted.
-        activation_rounding: the relative error that torch itself shows when the inputs of its products are rounded to int8,
-            as the runtime's quantised products do. None in fp32.
+        activation_rounding: the relative error that torch itself shows when the inputs of its products are rounded as the
+            runtime's are: to int8 for quantised weights, to f16 for those. None in fp32.
         greedy_agreement: share of positions where both would choose the same next token.
         quality: None where parity does not hold.
     """
 
     path: Path
-    format: Literal["onnx", "hf"]
-    precision: Precision
+    format: Literal["onnx", "hf", "gguf"]
+    precision: str
     reference: str
     prompt_tokens: int
     decoded_tokens: int
@@ -121,21 +142,23 @@ def measure_parity(
     spec: ArchSpec,
     weights: Weights,
     *,
-    format: Literal["onnx", "hf"],
-    precision: Precision,
+    format: Literal["onnx", "hf", "gguf"],
+    precision: str,
     path: Path,
     max_context: int,
+    rounding: Rounding | None = None,
     held_out: Sequence[int] | None = None,
     token_bytes_V: npt.NDArray[np.integer[Any]] | None = None,
     seed: int = 0,
 ) -> ParityReport:
     """Run an export and torch over the same tokens.
 
-    In int8 and int4 torch computes with the rounded weights, so that what is left is the runtime's rounding of activations;
-    `quality` holds the distance from the weights as they were trained.
+    Where weights are rounded, torch computes with the rounded ones, so that what is left is the runtime's rounding of
+    activations; `quality` holds the distance from the weights as they were trained.
 
     Args:
         weights: as trained, in fp32.
+        rounding: None for a runtime that computes in fp32 throughout.
         held_out: tokens that the model was not trained on; by default a random prompt and what torch continues it with.
         token_bytes_V: bytes of text behind each token, for bits per byte.
 
@@ -147,34 +170,43 @@ def measure_parity(
     prompt, decode = probe_lengths(spec, max_context)
     ids = _probe_tokens(trained, spec, held_out, prompt, decode, seed)
     exported_NV = decode_logits(decoder, ids, prompt)
-    rounding = None
-    if precision == "fp32":
-        reference, description = trained, "the trained weights"
-    else:
-        names = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
-        reference, description = build(spec, dequantized(weights, names, precision)), f"the trained weights rounded to {precision}"
+    reference, cost = trained, None
+    if rounding is not None:
+        reference = build(spec, rounding.weights)
     expected_NV = torch_logits(reference, ids, prompt - 1)
-    if precision != "fp32":
-        linear = {weight.name for weight in names if weight.linear}
-        rounded = (torch_logits(reference, ids, prompt - 1, rounding=(linear, channels)) for channels in rounding_granularities())
-        rounding = max(relative_error(logits_NV, expected_NV) for logits_NV in rounded)
+    if rounding is not None:
+        rounded = (torch_logits(reference, ids, prompt - 1, rounding=(rounding.products, inputs)) for inputs in rounding.inputs)
+        cost = max(relative_error(logits_NV, expected_NV) for logits_NV in rounded)
     report = ParityReport(
         path=path,
         format=format,
         precision=precision,
-        reference=description,
+        reference="the trained weights" + (f" {rounding.description}" if rounding else ""),
         prompt_tokens=prompt,
         decoded_tokens=decode,
         relative_error=relative_error(exported_NV, expected_NV),
-        tolerance=FP32_TOLERANCE if rounding is None else FP32_TOLERANCE + ROUNDING_MARGIN * rounding,
-        activation_rounding=rounding,
-        max_logit_error=float(np.abs(exported_NV - expected_NV).max()),
+        tolerance=FP32_TOLERANCE if cost is None else FP32_TOLERANCE + ROUNDING_MARGIN * cost,
+        activation_rounding=cost,
+        max_logit_error=float(np.abs(centred(exported_NV) - centred(expected_NV)).max()),
         greedy_agreement=float(np.mean(exported_NV.argmax(-1) == expected_NV.argmax(-1))),
         quality=None,
     )
     if not report.holds:
         return report
     return replace(report, quality=_quality(decoder, trained, ids, prompt, exported_NV, held_out, token_bytes_V, max_context))
+
+
+def blockwise(spec: ArchSpec, weights: Weights, precision: Precision) -> Rounding | None:
+    """How our ONNX graphs round: linear weights to blocks of 32, and the inputs of their products to int8. None in fp32."""
+    if precision == "fp32":
+        return None
+    names = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
+    return Rounding(
+        description=f"rounded to {precision}",
+        weights=dequantized(weights, names, precision),
+        products=frozenset(weight.name for weight in names if weight.linear),
+        inputs=tuple(partial(round_to_int8, granularity=channels) for channels in rounding_granularities()),
+    )
 
 
 def build(spec: ArchSpec, weights: Weights) -> LanguageModel:
@@ -213,19 +245,23 @@ def decode_logits(decoder: Decoder, ids: Sequence[int], prompt: int) -> Logits:
 
 @torch.inference_mode()
 def torch_logits(
-    model: LanguageModel, ids: Sequence[int], first: int, *, rounding: tuple[set[str], int | None] | None = None
+    model: LanguageModel,
+    ids: Sequence[int],
+    first: int,
+    *,
+    rounding: tuple[AbstractSet[str], Callable[[Tensor], Tensor]] | None = None,
 ) -> Logits:
     """Logits [N, V] of the positions from `first` on, from one pass over the whole sequence.
 
-    `rounding` = (names of weights, channels that share a scale or None for all) rounds the inputs of those products to int8.
+    `rounding` = (names of weights, function) applies the function to the inputs of those products, and of the head.
     """
     ids_1T = torch.tensor([list(ids)])
     if rounding is None:
         return F.linear(model.hidden(ids_1T)[0][0, first:], model.head_weight_VD).numpy()
-    names, granularity = rounding
+    names, rounded = rounding
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (round_to_int8(inputs[0], granularity), *inputs[1:])
+        return (rounded(inputs[0]), *inputs[1:])
 
     products = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and f"{name}.weight" in names]
     handles = [module.register_forward_pre_hook(hook) for module in products]
@@ -234,7 +270,7 @@ def torch_logits(
     finally:
         for handle in handles:
             handle.remove()
-    return F.linear(round_to_int8(hidden_ND, granularity), model.head_weight_VD).numpy()
+    return F.linear(rounded(hidden_ND), model.head_weight_VD).numpy()
 
 
 def round_to_int8(x: Tensor, granularity: int | None) -> Tensor:
@@ -257,12 +293,18 @@ def rounding_granularities() -> tuple[int | None, ...]:
 
 
 def relative_error(found_NV: Logits, expected_NV: Logits) -> float:
-    """RMS of the difference over RMS of what was expected; a constant added to all logits of a position means nothing, so
-    each position's mean is taken off both. NaN where anything is not finite."""
-    found, expected = (x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64) for x in (found_NV, expected_NV))
+    """RMS of the difference over RMS of what was expected, both centred; NaN where anything is not finite."""
+    found, expected = centred(found_NV), centred(expected_NV)
     scale = math.sqrt(np.mean(expected**2))
     error = math.sqrt(np.mean((found - expected) ** 2)) if np.isfinite(found).all() else math.nan
     return error / scale if scale else error
+
+
+def centred(logits_NV: Logits) -> npt.NDArray[np.float64]:
+    """Each position's mean taken off: a constant added to all logits changes no probability, and some runtimes report
+    log-probabilities."""
+    logits = logits_NV.astype(np.float64)
+    return np.asarray(logits - logits.mean(-1, keepdims=True))
 
 
 def _probe_tokens(model: LanguageModel, spec: ArchSpec, held_out: Sequence[int] | None, prompt: int, decode: int, seed: int) -> list[int]:
@@ -318,7 +360,7 @@ class _Sums:
         self.agree = 0
 
     def add(self, exported_V: Logits, trained_V: Logits, target: int | None) -> None:
-        difference = np.abs(exported_V - trained_V)
+        difference = np.abs(centred(exported_V) - centred(trained_V))
         self.difference += float(difference.mean())
         self.largest = max(self.largest, float(difference.max()))
         self.agree += int(exported_V.argmax() == trained_V.argmax())

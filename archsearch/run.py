@@ -258,7 +258,7 @@ def _train(space: Space, spec: ArchSpec, run_dir: Path) -> Iterator[StageEvent]:
 
 
 def _export(space: Space, run_dir: Path) -> Iterator[StageEvent]:
-    from archsearch.export import export_onnx
+    from archsearch.export.to_onnx import export_onnx
 
     checkpoint, out = run_dir / "checkpoint", run_dir / "export"
     done = out / "export.json"

@@ -154,7 +154,8 @@ def llama_bench(model: Path, threads: int, workloads: Sequence[str], binary: Pat
 def write_checkpoint(spec: ArchSpec, folder: Path, _cache: int = 0) -> Path:
     """Lfm2ForCausalLM in fp32, with a small tokenizer since readers of checkpoints want one."""
     from archsearch.data.tokenizer import train_tokenizer
-    from archsearch.hf_files import SAMPLE, write_folder
+    from archsearch.export.to_hf import write_folder
+    from archsearch.parity import SAMPLE
 
     target = folder / f"{spec.name}-hf"
     if not (target / "tokenizer_config.json").exists():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from archsearch.model import LanguageModel
 from archsearch.parity import (
     DECODE,
     PROMPT,
+    blockwise,
     build,
     decode_logits,
     measure_parity,
@@ -58,6 +60,7 @@ class TorchDecoder:
 def measured(spec, decoder, tmp_path, **options):
     weights = options.pop("weights", None) or weights_of(spec)
     defaults = {"format": "onnx", "precision": "fp32", "path": tmp_path, "max_context": 256}
+    defaults["rounding"] = blockwise(spec, weights, options.get("precision", "fp32"))
     return measure_parity(decoder, spec, weights, **(defaults | options))
 
 
@@ -87,7 +90,7 @@ def test_torch_agrees_with_itself_step_by_step(tmp_path):
     assert report.holds
     assert report.relative_error < 1e-5
     assert report.greedy_agreement == 1
-    assert report.decoded_tokens >= 32
+    assert report.decoded_tokens == 64
     assert report.quality.text == "greedy continuation"
     assert report.quality.bits_per_byte is None
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["path"] == str(tmp_path)
@@ -149,11 +152,11 @@ def test_tokens_of_another_vocabulary_are_refused(tmp_path):
 
 
 def test_probe_fills_windows_before_it_decodes():
-    assert probe_lengths(spec_of(CONV, GQA), 8192) == (64, 32)
-    assert probe_lengths(spec_of(SWA | {"window": 256}, GQA), 8192) == (264, 32)
-    assert probe_lengths(spec_of(SWA | {"window": 4096}), 1024) == (1024 - 32, 32)
-    with pytest.raises(InputError, match="max_context: 32 positions have no room for the 33 tokens"):
-        probe_lengths(spec_of(GQA), 32)
+    assert probe_lengths(spec_of(CONV, GQA), 8192) == (64, 64)
+    assert probe_lengths(spec_of(SWA | {"window": 256}, GQA), 8192) == (264, 64)
+    assert probe_lengths(spec_of(SWA | {"window": 4096}), 1024) == (1024 - 64, 64)
+    with pytest.raises(InputError, match="max_context: 64 positions have no room for the 65 tokens"):
+        probe_lengths(spec_of(GQA), 64)
 
 
 @pytest.mark.parametrize("granularity", [32, None])
@@ -184,11 +187,11 @@ def test_rounding_reaches_every_product_and_the_head():
     spec = spec_of(CONV, GQA)
     model = build(spec, weights_of(spec))
     linear = {w.name for w in model_weights(spec.layers, spec.dims, vocab_size=100, tie_embeddings=True) if w.linear}
-    ids = list(range(20))
-    everything = torch_logits(model, ids, 0, rounding=(linear, 32))
-    assert relative_error(torch_logits(model, ids, 0, rounding=(set(), 32)), torch_logits(model, ids, 0)) > 1e-4
+    ids, by_32 = list(range(20)), partial(round_to_int8, granularity=32)
+    everything = torch_logits(model, ids, 0, rounding=(linear, by_32))
+    assert relative_error(torch_logits(model, ids, 0, rounding=(set(), by_32)), torch_logits(model, ids, 0)) > 1e-4
     for name in sorted(linear - {"embed_tokens.weight"}):
-        assert not np.array_equal(torch_logits(model, ids, 0, rounding=(linear - {name}, 32)), everything), name
+        assert not np.array_equal(torch_logits(model, ids, 0, rounding=(linear - {name}, by_32)), everything), name
     assert np.array_equal(torch_logits(model, ids, 0), torch_logits(model, ids, 0))
 
 

@@ -13,15 +13,52 @@ from typing import Any
 
 import torch
 
+from archsearch.checkpoint import Checkpoint
 from archsearch.data.tokenizer import Tokenizer
 from archsearch.errors import ParityError, RunError
+from archsearch.export.place import place
 from archsearch.files import write_atomic
 from archsearch.hf import MAX_POSITIONS, to_hf_config, to_hf_name
-from archsearch.parity import DECODE, PROMPT, Logits, Weights, build
+from archsearch.parity import DECODE, PROMPT, SAMPLE, Logits, ParityReport, Weights, build, measure_parity
 from archsearch.spec import ArchSpec
 
-SAMPLE = "def mean(values):\n    return sum(values) / len(values)  # naïve, 42 × 3\n\n\n<|endoftext|>"
-"""Text on which both tokenizers must agree: code, blanks, digits, accents, and a special token spelt out."""
+USAGE = """\
+Load it with transformers: `AutoModelForCausalLM.from_pretrained("DIR")` and `AutoTokenizer.from_pretrained("DIR")`.
+"""
+
+
+def export_hf(checkpoint: Path | str, out: Path | str, *, held_out: Sequence[int] | None = None) -> ParityReport:
+    """A folder for transformers' `AutoModelForCausalLM.from_pretrained`, in fp32, as an LFM2 or LFM3 model.
+
+    Raises:
+        HfConfigError: the layout has no counterpart there (GLA, or dimensions that differ between layers).
+        RunError: transformers is not installed; unchecked conversions go wrong in silence, so none is made.
+        CheckpointError, InputError, ParityError: as `export_onnx`.
+    """
+    require_transformers()
+    source = Checkpoint.open(checkpoint)
+    spec, weights, tokenizer = source.spec, source.weights(), source.tokenizer()
+
+    def fill(folder: Path) -> ParityReport:
+        write_folder(folder, spec, weights, tokenizer)
+        decoder = HfDecoder(folder)
+        report = measure_parity(
+            decoder,
+            spec,
+            weights,
+            format="hf",
+            precision="fp32",
+            path=folder,
+            max_context=MAX_POSITIONS,
+            held_out=held_out,
+            token_bytes_V=tokenizer.token_bytes_V,
+        )
+        if report.holds:
+            check_generate(decoder, spec, weights)
+            check_tokenizer(folder, tokenizer)
+        return report
+
+    return place(source, Path(out), fill, USAGE)
 
 
 def require_transformers() -> None:
@@ -144,4 +181,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
