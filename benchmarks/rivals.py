@@ -85,41 +85,15 @@ def run(command: Sequence[str], threads: int) -> str:
 # -- llama.cpp -------------------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(spec: ArchSpec, folder: Path, _cache: int) -> Path:
-    """Architecture lfm2 with every linear weight, the embedding too, in Q4_0, as our int4 has it; no vocabulary."""
-    import gguf
-
-    from archsearch.hf import to_hf_config, to_hf_name
-    from operators.costs import model_weights
+def write_llama(spec: ArchSpec, folder: Path, _cache: int) -> Path:
+    """Every linear weight, the embedding too, in Q4_0, as our int4 has it; no vocabulary."""
+    from archsearch.export.to_gguf import write_gguf
 
     path = folder / f"{spec.name}-q4_0.gguf"
-    if path.exists():
-        return path
-    config = to_hf_config(spec)
-    writer = gguf.GGUFWriter(path.with_suffix(".part"), "lfm2")
-    writer.add_tokenizer_model("none")
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_block_count(len(spec.layers))
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv([0 if kind == "conv" else config["num_key_value_heads"] for kind in config["layer_types"]])
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_shortconv_l_cache(config["conv_L_cache"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-    names, weights = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LFM2, len(spec.layers)), random_model(spec)
-    for weight in model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings):
-        name = names.get_name(to_hf_name(weight.name, spec), try_suffixes=(".weight",))
-        value = np.ascontiguousarray(weights[weight.name].squeeze())
-        kind = gguf.GGMLQuantizationType.Q4_0 if weight.linear else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    path.with_suffix(".part").rename(path)
+    if not path.exists():
+        part = path.with_suffix(".part")
+        write_gguf(part, spec, random_model(spec), "q4_0", None, 128_000)
+        part.rename(path)
     return path
 
 
@@ -289,7 +263,7 @@ def time_genai(folder: Path, threads: int, workloads: Sequence[str]) -> Samples:
 RIVALS = {
     rival.name: rival
     for rival in (
-        Rival(name="llama.cpp Q4_0", missing=llama_missing, prepare=write_gguf, measure=llama_bench),
+        Rival(name="llama.cpp Q4_0", missing=llama_missing, prepare=write_llama, measure=llama_bench),
         Rival(
             name="onnxruntime-genai int4",
             missing=python_missing("onnxruntime_genai", "onnx_ir", "transformers"),

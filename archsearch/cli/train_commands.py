@@ -117,10 +117,17 @@ def train(
 @app.command(epilog="Example: archsearch export checkpoint --to onnx --out exported")
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")],
-    to: Annotated[Literal["onnx", "hf", "gguf"], typer.Option("--to", help="onnx, hf (Hugging Face), gguf.")],
+    to: Annotated[
+        Literal["onnx", "hf", "gguf"], typer.Option("--to", help="onnx, hf (Hugging Face transformers) or gguf (llama.cpp).")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to be made.")],
-    precision: Annotated[str | None, typer.Option("--precision", help="Of ONNX: fp32, int8 or int4; default int4.")] = None,
-    max_context: Annotated[int | None, typer.Option("--max-context", min=8, help="Of ONNX: positions it can hold; default 8192.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="onnx: fp32, int8 or int4 (default); gguf: f32, f16, q8_0 or q4_0 (default)."),
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option("--max-context", min=8, help="onnx and gguf: positions it can hold; default 8192.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Export a checkpoint; handed out only when it computes what the trained model does."""

@@ -81,7 +81,8 @@ def export_gguf(
     model = MODEL.format(precision=precision)
 
     def fill(folder: Path) -> ParityReport:
-        rounded = write_gguf(folder / model, spec, weights, precision, tokenizer, max_context)
+        write_gguf(folder / model, spec, weights, precision, tokenizer, max_context)
+        rounded = as_stored(spec, weights, precision)
         with LlamaDecoder(folder / model, spec.vocab_size, plain_token(tokenizer)) as decoder:
             report = measure_parity(
                 decoder,
@@ -189,11 +190,14 @@ def gguf_layout(spec: ArchSpec, precision: GgufPrecision = "f16", tokenizer: Tok
 
 def write_gguf(
     path: Path, spec: ArchSpec, weights: Weights, precision: GgufPrecision, tokenizer: Tokenizer | None, max_context: int
-) -> dict[str, Any]:
-    """The file, unchecked; returns the weights as llama.cpp computes with them.
+) -> None:
+    """The file, unchecked.
 
     Args:
         tokenizer: None for a file that only takes token ids.
+
+    Raises:
+        NoCounterpartError: as `gguf_layout`.
     """
     import gguf
 
@@ -228,17 +232,28 @@ def write_gguf(
         write_tokenizer(writer, tokenizer, spec.vocab_size)
     architecture = gguf.MODEL_ARCH.LFM2 if layout.architecture == "lfm2" else gguf.MODEL_ARCH.QWEN3
     names = gguf.get_tensor_name_map(architecture, len(spec.layers))
-    rounded = dict[str, Any]()
     for weight in model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings):
-        value = np.asarray(weights[weight.name], np.float32)
         stored = kind if weight.linear else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(np.ascontiguousarray(value.squeeze()), stored)
-        writer.add_tensor(_tensor_name(names, weight.name, spec, layout), data, raw_dtype=stored)
-        rounded[weight.name] = gguf.quants.dequantize(data, stored).astype(np.float32).reshape(value.shape)
+        value = np.ascontiguousarray(np.asarray(weights[weight.name], np.float32).squeeze())
+        writer.add_tensor(_tensor_name(names, weight.name, spec, layout), gguf.quants.quantize(value, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def as_stored(spec: ArchSpec, weights: Weights, precision: GgufPrecision) -> Weights:
+    """The weights as llama.cpp computes with them: linear ones rounded to `precision`, others as they are."""
+    import gguf
+
+    if precision == "f32":
+        return weights
+    kind = gguf.GGMLQuantizationType[precision.upper()]
+    rounded = dict(weights)
+    for weight in model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings):
+        if weight.linear:
+            data = gguf.quants.quantize(np.ascontiguousarray(weights[weight.name]), kind)
+            rounded[weight.name] = gguf.quants.dequantize(data, kind).astype(np.float32)
     return rounded
 
 
