@@ -19,6 +19,7 @@ from archsearch.parity import build
 from archsearch.spec import ArchSpec
 from operators.graph import Runner, read_info
 
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """A checkpoint with all four operators."""

@@ -136,7 +136,7 @@ def test_llama_cpp_ending_is_one_line_and_leaves_nothing(plain, tmp_path, monkey
 
 def test_a_file_that_is_no_model_is_refused_by_llama_cpp(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF and nothing else")
-    with LlamaDecoder(tmp_path / "model.gguf", 300, 40) as decoder, pytest.raises(ParityError, match="llama.cpp cannot run it"):
+    with LlamaDecoder(tmp_path / "model.gguf", 300, 40) as decoder, pytest.raises(ParityError, match=r"llama\.cpp cannot run it"):
         decoder.start(16)
 
 
@@ -152,7 +152,7 @@ def test_a_tokenizer_that_differs_is_caught(plain, tmp_path, monkeypatch):
     other = train_tokenizer(["zzzz yyyy zzzz yyyy def mean"], 280)
     right = to_gguf.check_tokenizer
     monkeypatch.setattr(to_gguf, "check_tokenizer", lambda decoder, _: right(decoder, other))
-    with pytest.raises(ParityError, match="llama.cpp's tokenizer gives other tokens"):
+    with pytest.raises(ParityError, match=r"llama\.cpp's tokenizer gives other tokens"):
         export_gguf(plain, tmp_path / "out", "f16", max_context=256)
     assert leftovers(tmp_path) == []
 
