@@ -128,8 +128,11 @@ class PhoneDevice:
             remote_agent = _RemoteAgent(session.link, process, remote)
             try:
                 yield remote_agent
-            finally:
-                remote_agent.end()
+            except BaseException:
+                with contextlib.suppress(LinkLostError):
+                    remote_agent.end()
+                raise
+            remote_agent.end()  # a phone that cannot be reached any more is not its agent's fault
 
     def _settle(self, link: Link) -> tuple[state.PhoneState, float]:
         """Wait until the phone is cool."""
@@ -205,11 +208,14 @@ class _RemoteAgent:
         return tail(self._process.errors.decode(errors="replace"))
 
     def end(self) -> None:
-        """Kill it if it still runs: adbd's hanging up does not end what is stopped, and a caller must not meet it again."""
+        """Kill it if it still runs: adbd's hanging up does not end what is stopped, and a caller must not meet it again.
+
+        Raises:
+            LinkLostError: the phone does not answer.
+        """
         if self._process.status is not None or self.pid is None:
             return
-        with contextlib.suppress(LinkLostError):
-            run(self._link, f"kill -9 {self.pid}", timeout_s=KILL_LIMIT_S)
-            with contextlib.suppress(TimeoutError):
-                while self._process.read(KILL_LIMIT_S) is not None:
-                    pass
+        run(self._link, f"kill -9 {self.pid}", timeout_s=KILL_LIMIT_S)
+        with contextlib.suppress(TimeoutError):
+            while self._process.read(KILL_LIMIT_S) is not None:
+                pass

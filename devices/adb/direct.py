@@ -51,6 +51,7 @@ class DirectLink:
         self._info = _AdbTransactionInfo(None, None, PACKET_LIMIT_S, PACKET_LIMIT_S)
         self._incoming: dict[int, deque[tuple[bytes, int, bytes]]] = {}
         self._last_id = 0
+        self._lost: str | None = None
         self._connect(timeout_s)
 
     def _connect(self, timeout_s: float) -> None:
@@ -80,7 +81,7 @@ class DirectLink:
         try:
             command, remote, _ = self._next(local, PACKET_LIMIT_S)
         except TimeoutError as error:
-            raise LinkLostError(self.device_id, f"no answer for {PACKET_LIMIT_S:g} s") from error
+            raise self.lost(f"no answer for {PACKET_LIMIT_S:g} s") from error
         if command != constants.OKAY:
             del self._incoming[local]
             raise Refused(f"{self.device_id}: refused {service.split(':')[0]!r}")
@@ -91,11 +92,18 @@ class DirectLink:
         with contextlib.suppress(*BROKEN):
             self._device.close()
 
+    def lost(self, why: str) -> LinkLostError:
+        """The error for a connection that is of no use any more; who asks again is told at once."""
+        self._lost = self._lost or why
+        return LinkLostError(self.device_id, self._lost)
+
     def _send(self, command: bytes, local: int, remote: int, data: bytes = b"") -> None:
+        if self._lost:
+            raise self.lost("")
         try:
             self._io._send(AdbMessage(command, local, remote, data), self._info)
         except (*BROKEN, AttributeError) as error:  # AttributeError: closed before
-            raise LinkLostError(self.device_id, reason(error)) from error
+            raise self.lost(reason(error)) from error
 
     def _next(self, local: int, timeout_s: float) -> tuple[bytes, int, bytes]:
         """The next packet for a stream: command, the phone's id of it, data. Others' packets are kept for them.
@@ -107,6 +115,8 @@ class DirectLink:
         deadline = time.monotonic() + timeout_s
         queue = self._incoming[local]
         while not queue:
+            if self._lost:
+                raise self.lost("")
             try:
                 if not self.transport.wait(max(0.0, deadline - time.monotonic())):
                     raise TimeoutError
@@ -114,7 +124,7 @@ class DirectLink:
             except TimeoutError:
                 raise
             except (*BROKEN, AttributeError, ValueError, TypeError) as error:  # the last three: closed before
-                raise LinkLostError(self.device_id, reason(error)) from error
+                raise self.lost(reason(error)) from error
             if command == constants.WRTE:
                 self._send(constants.OKAY, receiver, remote)
             if receiver in self._incoming:
@@ -143,7 +153,7 @@ class DirectStream:
             try:
                 command, _, data = self._link._next(self._local, PACKET_LIMIT_S)
             except TimeoutError as error:
-                raise LinkLostError(self._link.device_id, f"no acknowledgement for {PACKET_LIMIT_S:g} s") from error
+                raise self._link.lost(f"no acknowledgement for {PACKET_LIMIT_S:g} s") from error
             if command == constants.OKAY:
                 return
             self._take(command, data)

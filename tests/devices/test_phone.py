@@ -21,8 +21,8 @@ from devices.base import Device
 from devices.plan import RoundResult, RunPlan, Started
 from tests.contracts import agent_models as models
 from tests.contracts.agent_suite import SHORT, AgentSuite, events, failures, rounds
-from tests.devices.conftest import adb
 from tests.phone.bundles import python_bundle
+from tests.phone.helpers import adb
 from tests.phone.phone import FakePhone
 
 
@@ -134,7 +134,7 @@ def test_what_arrives_damaged_is_not_used(device: Device, phone: FakePhone, tmp_
 
 
 def test_old_models_make_room_for_new_ones(agent_bundle: Path, lonely: None, tmp_path: Path) -> None:
-    from tests.devices.conftest import phone_for_test
+    from tests.phone.helpers import phone_for_test
 
     with phone_for_test(data_bytes=48_000_000) as small:
         device = open_device(f"adb:{small.address}")

@@ -25,7 +25,7 @@ from devices.adb.server import ServerLink
 from devices.adb.shell import check, run, running
 from devices.adb.stream import Link, Refused
 from devices.adb.sync import PushFailed, push
-from tests.devices.conftest import adb, free_port
+from tests.phone.helpers import adb, free_port
 from tests.phone.phone import FakePhone
 
 PLACE = "/data/local/tmp"

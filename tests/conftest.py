@@ -7,25 +7,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.phone.bundles import python_bundle
-from tests.phone.install import Arch, Unavailable
+from tests.phone.helpers import free_port, phone_for_test
 from tests.phone.phone import FakePhone
-
-
-@contextmanager
-def phone_for_test(arch: Arch = "amd64", **options: object) -> Iterator[FakePhone]:
-    """A phone, or a skipped test where there cannot be one."""
-    try:
-        phone = FakePhone(arch, **options)  # type: ignore[arg-type]
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    with phone:
-        yield phone
 
 
 @pytest.fixture(scope="session")
@@ -74,20 +63,9 @@ def adb_server(lonely: None) -> Iterator[Path]:
         process.wait()
 
 
-def adb(*arguments: str) -> str:
-    """The real adb client."""
-    done = subprocess.run(["adb", *arguments], capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout + done.stderr
-
-
 @pytest.fixture
 def agent_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python agent as a phone's bundle."""
     bundle = python_bundle(tmp_path_factory.mktemp("bundle") / "x86_64")
     monkeypatch.setenv("ARCHSEARCH_AGENT", str(bundle))
     return bundle
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
