@@ -100,16 +100,29 @@ def make_searcher(
     trials: int | None,
     seed: int | None,
     storage: str | None = None,
+    workers: int | None = None,
 ) -> Searcher:
-    """A searcher with the space's settings where nothing else is said."""
+    """A searcher with the space's settings where nothing else is said.
+
+    Args:
+        storage: another place for the study than the run directory; where it is a database, workers anywhere may help.
+        workers: processes of this machine that train; None: one a core.
+    """
     from archsearch.quality import Evaluator, QualitySettings
     from archsearch.search import Searcher
+    from archsearch.search.shared import SharedEvaluator
+    from archsearch.search.storage import is_database
 
     settings = space.search
     context = max(space.decode, default=4096)
     quality = QualitySettings(recall_steps=settings.recall_steps, text_steps=settings.text_steps, context=max(1, context))
     seed = settings.seed if seed is None else seed
-    evaluator = Evaluator(run_dir / "quality.jsonl", quality, seed=seed)
+    path = run_dir / "quality.jsonl"
+    evaluator = (
+        SharedEvaluator(path, quality, url=storage, seed=seed, workers=workers)
+        if storage and is_database(storage)
+        else Evaluator(path, quality, seed=seed, workers=workers)
+    )
     merged = combine(space.budgets, budgets)
     return Searcher(space, table, evaluator, run_dir, budgets=merged, trials=trials or settings.trials, seed=seed, storage=storage)
 

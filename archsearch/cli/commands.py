@@ -9,6 +9,7 @@ from archsearch.cli import (
     measure_commands,
     search_commands,
     train_commands,
+    worker_command,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "measure_commands",
     "search_commands",
     "train_commands",
+    "worker_command",
 ]

@@ -25,18 +25,26 @@ def search(
     trials: TrialsOption = None,
     seed: SeedOption = None,
     storage: Annotated[
-        str | None, typer.Option("--storage", metavar="URL", help="An Optuna storage; default: study.db in the run directory.")
+        str | None,
+        typer.Option("--storage", metavar="URL", help="Another place for the study, where `archsearch worker URL` may help to train."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, metavar="N", help="Trainings side by side on this machine. Default: one a core.")
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Search the layout that is best within hard budgets; goes on where it was stopped."""
     from archsearch.budgets import parse_budget
     from archsearch.cli.progress import show, stage
+    from archsearch.errors import InputError
     from archsearch.run import claim, infeasible, keep_result, load_table, make_searcher
 
     budgets = [parse_budget(text) for text in budget or []]
+    if workers == 0 and not storage:
+        raise InputError("--workers 0 leaves all training to others, who need a --storage that they can reach; give one")
     parsed = claim(run, space)
-    searcher = make_searcher(parsed, run, load_table(run, device), budgets, trials=trials, seed=seed, storage=storage)
+    table = load_table(run, device)
+    searcher = make_searcher(parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers)
     with stage("search") as bar, searcher.evaluator:
         for event in searcher.run():
             show(bar, event)

@@ -7,7 +7,9 @@ budgeted search needs both. A training that has not left its plateau is *unresol
 from archsearch.quality.evaluator import EvaluationFailure, Evaluator, LayoutQuality
 from archsearch.quality.micro import QualityResult, QualitySettings, evaluate
 from archsearch.quality.proxy import narrow
+from archsearch.quality.results import ResultFile
 from archsearch.quality.rules import Structure, structure
+from archsearch.quality.training import Training
 
 __all__ = [
     "EvaluationFailure",
@@ -15,7 +17,9 @@ __all__ = [
     "LayoutQuality",
     "QualityResult",
     "QualitySettings",
+    "ResultFile",
     "Structure",
+    "Training",
     "evaluate",
     "narrow",
     "structure",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archsearch.errors import RunError
-from archsearch.quality.micro import TASKS, QualityResult, QualitySettings, Task, evaluate, settings_key
+from archsearch.quality.micro import TASKS, QualityResult, QualitySettings
+from archsearch.quality.results import ResultFile
+from archsearch.quality.training import Training
 from archsearch.spec import ArchSpec
 from operators.specs import SpecError
 
@@ -62,11 +62,15 @@ class Evaluator:
     """
 
     def __init__(self, path: Path, settings: QualitySettings, *, seed: int = 0, workers: int | None = None) -> None:
-        self.path, self.settings, self.seed = path, settings, seed
-        self.workers = workers or max(1, min(8, os.cpu_count() or 1))
-        self.cache = _read(path)
+        self.results, self.settings, self.seed = ResultFile(path), settings, seed
+        self._slots = workers or max(1, min(8, os.cpu_count() or 1))
         # A pool of one process for each worker: when a process dies, it is known of which training.
-        self._pools: list[ProcessPoolExecutor | None] = [None] * self.workers
+        self._pools: list[ProcessPoolExecutor | None] = [None] * self._slots
+
+    @property
+    def workers(self) -> int:
+        """Trainings that go on side by side."""
+        return self._slots
 
     def __enter__(self) -> Evaluator:
         return self
@@ -76,13 +80,21 @@ class Evaluator:
 
     def close(self) -> None:
         """End the workers at once; what they had not finished is lost."""
-        for slot in range(self.workers):
+        for slot in range(self._slots):
             self._end(slot)
+
+    def trainings(self, spec: ArchSpec) -> list[Training]:
+        """What has to be known of a layout.
+
+        Raises:
+            SpecError: it cannot be narrowed.
+        """
+        return [Training(spec=spec, task=task, settings=self.settings, seed=self.seed) for task in TASKS]
 
     def cached(self, spec: ArchSpec) -> LayoutQuality | None:
         """The quality of a layout if both tasks are known already."""
         try:
-            found = {task: self.cache.get(settings_key(spec, task, self.settings, self.seed)) for task in TASKS}
+            found = {training.task: self.results.get(training.key) for training in self.trainings(spec)}
         except SpecError:
             return None
         if found["recall"] is None or found["text"] is None:
@@ -92,58 +104,70 @@ class Evaluator:
     def evaluate_all(self, specs: Iterable[ArchSpec]) -> Iterator[LayoutQuality | EvaluationFailure]:
         """Evaluate layouts side by side and yield each when both of its tasks are done, or one of them has failed.
 
-        Layouts with the same narrow copy share its trainings.
+        Raises:
+            RunError: a result cannot be written down.
+        """
+        waiting: dict[int, tuple[ArchSpec, set[str]]] = {}
+        todo = []
+        for number, spec in enumerate(specs):
+            try:
+                trainings = self.trainings(spec)
+            except SpecError as error:
+                yield EvaluationFailure(spec=spec, reason=str(error))
+                continue
+            waiting[number] = spec, {training.key for training in trainings}
+            todo += trainings
+        for key, result in self.train_all(todo):
+            for number, (spec, keys) in list(waiting.items()):
+                if key not in keys:
+                    continue
+                quality = self.cached(spec)
+                if isinstance(result, str) or quality is not None:
+                    del waiting[number]
+                    yield quality or EvaluationFailure(spec=spec, reason=str(result))
+            if not waiting:
+                return
+
+    def train_all(self, trainings: Iterable[Training]) -> Iterator[tuple[str, QualityResult | str]]:
+        """Do small trainings side by side; yield each one's key with its result, or with the reason why there is none.
+
+        What is known already comes at once; what shares a key is trained once.
 
         Raises:
             RunError: a result cannot be written down.
         """
-        waiting: list[tuple[ArchSpec, list[str]]] = []
-        todo: deque[tuple[str, ArchSpec, Task]] = deque()
-        for spec in specs:
-            try:
-                keys = [settings_key(spec, task, self.settings, self.seed) for task in TASKS]
-            except SpecError as error:
-                yield EvaluationFailure(spec=spec, reason=str(error))
-                continue
-            waiting.append((spec, keys))
-            known = {*self.cache, *(key for key, _, _ in todo)}
-            todo.extend((key, spec, task) for key, task in zip(keys, TASKS, strict=True) if key not in known)
-        failures: dict[str, str] = {}
+        unique = {training.key: training for training in trainings}
+        for key in unique:
+            known = self.results.get(key)
+            if known is not None:
+                yield key, known
+        yield from self._train([training for key, training in unique.items() if key not in self.results])
+
+    def _train(self, trainings: Iterable[Training]) -> Iterator[tuple[str, QualityResult | str]]:
+        todo = deque(trainings)
         running: dict[Future[QualityResult | str], tuple[int, str]] = {}
         try:
-            while True:
-                for entry in list(waiting):
-                    spec, keys = entry
-                    reason = next((failures[key] for key in keys if key in failures), None)
-                    quality = self.cached(spec)
-                    if reason is not None or quality is not None:
-                        waiting.remove(entry)
-                        yield quality or EvaluationFailure(spec=spec, reason=reason or "")
-                if not waiting:
-                    return
-                idle = set(range(self.workers)) - {slot for slot, _ in running.values()}
+            while todo or running:
+                idle = set(range(self._slots)) - {slot for slot, _ in running.values()}
                 for slot in sorted(idle)[: len(todo)]:
-                    key, spec, task = todo.popleft()
-                    running[self._submit(slot, spec, task)] = slot, key
+                    training = todo.popleft()
+                    running[self._submit(slot, training)] = slot, training.key
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    slot, key = running.pop(future)
-                    reason = self._finish(slot, key, future)
-                    if reason is not None:
-                        failures[key] = reason
+                # All are kept before the first is handed over: the caller may not come back for the others.
+                yield from [(key, self._finish(slot, key, future)) for future in finished for slot, key in [running.pop(future)]]
         finally:
             if running:  # the caller has gone: nobody waits for what is left
                 self.close()
 
-    def _submit(self, slot: int, spec: ArchSpec, task: Task) -> Future[QualityResult | str]:
+    def _submit(self, slot: int, training: Training) -> Future[QualityResult | str]:
         pool = self._pools[slot]
-        with _sigint_ignored():  # inherited by the process, so that Ctrl-C is left to us from its first moment on
+        with sigint_ignored():  # inherited by the process, so that Ctrl-C is left to us from its first moment on
             if pool is None:
                 context = multiprocessing.get_context("spawn")
-                pool = self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
-            return pool.submit(_train, spec.to_json(), task, self.settings, self.seed)
+                pool = self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process)
+            return pool.submit(outcome_of, training.to_dict())
 
-    def _finish(self, slot: int, key: str, future: Future[QualityResult | str]) -> str | None:
+    def _finish(self, slot: int, key: str, future: Future[QualityResult | str]) -> QualityResult | str:
         """Keep a result; the reason when there is none."""
         from concurrent.futures.process import BrokenProcessPool
 
@@ -152,10 +176,9 @@ class Evaluator:
         except BrokenProcessPool:
             self._end(slot)
             return "its training process died, most likely because memory ran out"
-        if isinstance(result, str):
-            return result
-        self._keep(key, result)
-        return None
+        if not isinstance(result, str):
+            self.results.keep(key, result)
+        return result
 
     def _end(self, slot: int) -> None:
         pool, self._pools[slot] = self._pools[slot], None
@@ -168,47 +191,9 @@ class Evaluator:
         for process in processes:
             process.join()
 
-    def _keep(self, key: str, result: QualityResult) -> None:
-        line = json.dumps({"key": key, **result.to_dict()}) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:  # one write to the end: a killed process leaves a torn last line at worst
-                if file.tell() and not _ends_with_newline(self.path):
-                    line = "\n" + line
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}; free some space and run the same command again") from error
-        self.cache[key] = result
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
-def _read(path: Path) -> dict[str, QualityResult]:
-    if not path.exists():
-        return {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}; move it away to train anew") from error
-    found = {}
-    for line in lines:
-        try:
-            data = json.loads(line)
-            key = data.pop("key")
-            found[key] = QualityResult.from_dict(data)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # torn by a kill: that training is repeated
-    return found
-
 
 @contextlib.contextmanager
-def _sigint_ignored() -> Iterator[None]:
+def sigint_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -219,8 +204,8 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _prepare() -> None:
-    """In the worker: one thread, Ctrl-C left to the parent, and no life without it."""
+def prepare_process() -> None:
+    """In a process that trains: one thread, Ctrl-C left to the parent, and no life without it."""
     import torch
 
     torch.set_num_threads(1)
@@ -235,9 +220,9 @@ def _prepare() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train(spec_json: str, task: Task, settings: QualitySettings, seed: int) -> QualityResult | str:
+def outcome_of(training: dict[str, Any]) -> QualityResult | str:
     """The result, or why there is none: in words, because not every exception survives the way between two processes."""
     try:
-        return evaluate(ArchSpec.from_dict(json.loads(spec_json)), task, settings, seed)
+        return Training.from_dict(training).run()
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -3,45 +3,75 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from archsearch.errors import StoreError
 
+RETRIES = 1
+"""A trial whose worker was killed is tried once more: what kills two workers may be the trial itself."""
+
 
 def study_url(run_dir: Path, storage: str | None) -> str:
     """The URL that was given, else the run directory's own file."""
-    return storage or f"sqlite:///{(run_dir / 'study.db').resolve()}"
+    return with_driver(storage) if storage else f"sqlite:///{(run_dir / 'study.db').resolve()}"
 
 
-def open_storage(url: str) -> Any:
+def with_driver(url: str) -> str:
+    """`postgresql://` as psycopg 3 serves it: that is the driver of our `postgres` extra, SQLAlchemy's choice depends on its version."""
+    for scheme in ("postgresql://", "postgres://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    return url
+
+
+def is_database(url: str) -> bool:
+    """Whether several processes may share it and notice when one of them dies."""
+    return url.startswith(("sqlite://", "postgres", "mysql", "mariadb"))
+
+
+def open_storage(url: str, *, heartbeat_s: int | None = None, grace_s: int | None = None) -> Any:
     """An Optuna storage. SQLite is put into WAL mode with patience for a second process.
+
+    Args:
+        heartbeat_s, grace_s: a process writes a sign of life this often for the trial it runs; after `grace_s` without one anybody
+            may fail the trial, which puts it into the queue once more (`optuna.storages.fail_stale_trials`). Databases only.
 
     Raises:
         StoreError: the database is corrupt, unreachable, or no Optuna storage.
     """
     import optuna
+    from optuna.exceptions import ExperimentalWarning
     from sqlalchemy import event
 
-    def configure(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA busy_timeout = 60000")
-        cursor.execute("PRAGMA synchronous = NORMAL")
-        cursor.close()
-
-    with storage_errors(url, opening=True):
+    options: dict[str, Any] = {}
+    with storage_errors(url, opening=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if heartbeat_s is not None:
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+            options = {"heartbeat_interval": heartbeat_s, "grace_period": grace_s, "heartbeat_stale_trial_callback": retry}
         if url.startswith("redis"):
             return optuna.storages.get_storage(url)
         if not url.startswith("sqlite"):
-            return optuna.storages.RDBStorage(url)
+            # Idle connections are what a server with a thousand workers runs out of: ask whether one still works, keep few.
+            pool = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4, "pool_recycle": 300}
+            return optuna.storages.RDBStorage(with_driver(url), engine_kwargs=pool, **options)
         if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        event.listen(storage.engine, "connect", configure)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}}, **options)
+        event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
         return storage
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 60000")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.close()
 
 
 @contextlib.contextmanager
@@ -65,7 +95,8 @@ def storage_errors(url: str, *, opening: bool = False) -> Iterator[None]:
         if "full" in why or "disk I/O" in why:
             hint = "what was stored is safe: free some space and run the same command"
             raise StoreError(f"{shown(url)}: the disk is full or failing ({why}); {hint}") from error
-        hint = "move it away to search anew, or give another --storage"
+        away = "move it away to search anew" if url.startswith("sqlite") else "see that the server runs and lets you in"
+        hint = f"{away}, or give another --storage"
         raise StoreError(f"{shown(url)}: cannot be used as the study's storage ({why}); {hint}") from error
 
 

@@ -82,20 +82,20 @@ def test_a_torn_line_costs_one_training(trained: tuple[Path, Found], tmp_path: P
     path, whole = tmp_path / "quality.jsonl", trained[0].read_bytes()
     path.write_bytes(whole[:-20])
     evaluator = Evaluator(path, TINY)
-    assert len(evaluator.cache) == 3
-    lost = next(key for key in Evaluator(trained[0], TINY).cache if key not in evaluator.cache)
-    evaluator._keep(lost, Evaluator(trained[0], TINY).cache[lost])  # behind the torn line, not glued to it
-    assert Evaluator(path, TINY).cache == Evaluator(trained[0], TINY).cache
+    assert len(evaluator.results.cache) == 3
+    lost = next(key for key in Evaluator(trained[0], TINY).results.cache if key not in evaluator.results.cache)
+    evaluator.results.keep(lost, Evaluator(trained[0], TINY).results.cache[lost])  # behind the torn line, not glued to it
+    assert Evaluator(path, TINY).results.cache == Evaluator(trained[0], TINY).results.cache
     for garbage in (b"\xff\xfe\n", b"5\n", b'"x"\n', b"[]\n", b'{"key": "k"}\n', b"\n"):
         path.write_bytes(garbage + whole)
-        assert len(Evaluator(path, TINY).cache) == 4
+        assert len(Evaluator(path, TINY).results.cache) == 4
 
 
 def test_a_place_that_cannot_be_written_is_one_line(trained: tuple[Path, Found], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    key, result = next(iter(Evaluator(trained[0], TINY).cache.items()))
+    key, result = next(iter(Evaluator(trained[0], TINY).results.cache.items()))
     with pytest.raises(RunError, match=r"quality\.jsonl: cannot be written") as error:
-        Evaluator(tmp_path / "file" / "quality.jsonl", TINY)._keep(key, result)
+        Evaluator(tmp_path / "file" / "quality.jsonl", TINY).results.keep(key, result)
     assert "\n" not in str(error.value)
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunError, match="cannot be read"):
@@ -161,4 +161,4 @@ def test_what_is_finished_survives_the_end_of_the_search(tmp_path: Path, sent: s
         process.kill()
         process.wait()
     assert [line["task"] for line in lines(path)] == ["recall"]
-    assert len(Evaluator(path, QualitySettings(recall_steps=1, text_steps=100_000)).cache) == 1
+    assert len(Evaluator(path, QualitySettings(recall_steps=1, text_steps=100_000)).results.cache) == 1

@@ -1,0 +1,48 @@
+"""The command that lends a machine to searches that run elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from archsearch.cli.app import JsonOption, app, print_json
+
+
+@app.command(epilog="Example: archsearch worker postgresql://search@db.example/archsearch --workers 8")
+def worker(
+    storage: Annotated[str, typer.Argument(metavar="URL", help="The --storage of the search: postgresql://…, or sqlite:///FILE.")],
+    workers: Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="Processes; default: one a core.")] = None,
+    idle: Annotated[
+        float | None, typer.Option("--idle", min=0, metavar="SECONDS", help="End after so long without work; default: wait for more.")
+    ] = None,
+    heartbeat: Annotated[
+        int, typer.Option("--heartbeat", min=1, metavar="SECONDS", help="Between signs of life; who comes first decides for all.")
+    ] = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """Train for searches on other machines: takes work from a shared storage until stopped."""
+    import os
+    import time
+
+    from archsearch.cli.tables import stderr
+    from archsearch.search.queue import TrainingQueue
+    from archsearch.search.worker import LocalWorkers
+
+    queue = TrainingQueue(storage, heartbeat_s=heartbeat)  # a wrong URL is one line here, not one from every process
+    count = workers or os.cpu_count() or 1
+    stderr.print(f"{count} worker{'s' if count > 1 else ''}; Ctrl-C stops them and hands on what they have not finished", style="dim")
+    trained = failed = 0
+    began = time.monotonic()
+    try:
+        with LocalWorkers(queue.url, count, heartbeat_s=heartbeat, idle_s=idle) as crew:
+            while (events := crew.events(timeout_s=0.5)) is not None:
+                for event in events:
+                    if event.outcome:
+                        trained += 1
+                        failed += event.outcome.startswith("failed")
+                        stderr.print(f"{trained:>5}  {event.task} of {event.pattern}, seed {event.seed}: {event.outcome}", markup=False)
+    except KeyboardInterrupt:
+        stderr.print("stopped; what was not finished is left to others", style="dim")
+    if json_output:
+        print_json({"trained": trained - failed, "failed": failed, "seconds": round(time.monotonic() - began, 1)})

@@ -1,0 +1,267 @@
+"""The queue that workers share: small trainings to do, being done and done, as trials of one Optuna study.
+
+Whoever wants something trained puts it in; any process that reaches the storage takes it out, on whatever machine. While it
+trains it gives a sign of life; when that stops, the training is failed by whoever notices first and put into the queue once
+more. A result is a function of its key, so that one trained twice is no harm, and one that is there is never trained again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from archsearch.errors import StoreError
+from archsearch.quality import QualityResult, Training
+from archsearch.search.owner import owner
+from archsearch.search.storage import RETRIES, open_storage, storage_errors, with_driver
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+QUEUE = "archsearch trainings"
+HEARTBEAT_S = 20
+MISSED = 3
+"""So many signs of life in a row have to be missing before a worker counts as dead."""
+WINDOW = 16
+"""A worker takes one of the first so many, at random: a thousand that all try the first one would wait for each other."""
+DIED = "its worker was killed, twice; most likely memory ran out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A training that this process has taken out of the queue."""
+
+    training: Training
+    trial: FrozenTrial
+
+
+class TrainingQueue:
+    """The queue in a storage, made if there is none.
+
+    Args:
+        url: a database: SQLite for the processes of one machine, PostgreSQL for many machines.
+        heartbeat_s: seconds between two signs of life. Whoever makes the queue decides for all.
+
+    Raises:
+        StoreError: the storage cannot be used.
+    """
+
+    def __init__(self, url: str, *, heartbeat_s: int = HEARTBEAT_S) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.url = with_driver(url)
+        self._storage = open_storage(self.url, heartbeat_s=heartbeat_s, grace_s=MISSED * heartbeat_s)
+        if not isinstance(self._storage, optuna.storages.RDBStorage):
+            raise StoreError(f"{self.url.split(':')[0]}: workers need a database (sqlite or postgresql), which notices when one dies")
+        with storage_errors(self.url, opening=True):
+            self._study = optuna.create_study(study_name=QUEUE, storage=self._storage, load_if_exists=True)
+            agreed = self._study.user_attrs.get("heartbeat_s")
+            if agreed is None:
+                self._study.set_user_attr("heartbeat_s", heartbeat_s)
+                agreed = heartbeat_s
+        self.heartbeat_s = self._storage.heartbeat_interval = int(agreed)
+        self._storage.grace_period = MISSED * self.heartbeat_s
+        self._looked = 0.0
+        self._missed: dict[str, float] = {}
+
+    # -- who wants something trained ------------------------------------------------------------------------------------
+
+    def put(self, trainings: Iterable[Training]) -> None:
+        """Add what is not there yet; what failed is tried anew."""
+        import optuna
+
+        live = {key for key, trials in self._by_key().items() if trials[-1].state != optuna.trial.TrialState.FAIL}
+        for training in trainings:
+            if training.key not in live:
+                live.add(training.key)
+                self._add(training)
+
+    def outcomes(self, keys: Iterable[str]) -> dict[str, QualityResult | str]:
+        """What is known of those that have ended: the result, or why there is none."""
+        import optuna
+
+        self.rescue()
+        known, found = self._by_key(), {}
+        for key in keys:
+            trials = known.get(key, [])
+            done = next((trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE), None)
+            if done is not None:
+                found[key] = QualityResult.from_dict(json.loads(done.user_attrs["result"]))
+            elif trials and trials[-1].state == optuna.trial.TrialState.FAIL:
+                reason = trials[-1].user_attrs.get("reason")
+                if reason is not None:
+                    found[key] = reason
+                elif len(trials[-1].system_attrs.get("retry_history", ())) >= RETRIES:
+                    found[key] = DIED
+        return found
+
+    def mend(self, trainings: Iterable[Training]) -> None:
+        """Put back what is nowhere to be found: whoever was about to do so was itself killed between two steps."""
+        import optuna
+
+        known = self._by_key()
+        for training in trainings:
+            trials = known.get(training.key, [])
+            if trials and trials[-1].state != optuna.trial.TrialState.FAIL:
+                self._missed.pop(training.key, None)
+            elif time.monotonic() - self._missed.setdefault(training.key, time.monotonic()) > self.heartbeat_s:
+                del self._missed[training.key]
+                self._add(training, {"retry_history": [trial.number for trial in trials]} if trials else {})
+
+    def rescue(self) -> None:
+        """Fail what dead workers have left, which puts it into the queue once more; at most once in a heartbeat."""
+        import optuna
+
+        if time.monotonic() < self._looked + self.heartbeat_s:
+            return
+        self._looked = time.monotonic()
+        with storage_errors(self.url), experimental_is_known():
+            optuna.storages.fail_stale_trials(self._study)
+
+    def workers(self) -> int:
+        """Processes that have asked for work lately, by this machine's clock: an estimate."""
+        with storage_errors(self.url):
+            signs = [value for name, value in self._study.user_attrs.items() if name.startswith("worker ")]
+        return sum(value is not None and time.time() - value < MISSED * self.heartbeat_s for value in signs)
+
+    # -- who trains -----------------------------------------------------------------------------------------------------
+
+    def sign_on(self, present: bool = True) -> None:
+        """Say that this process takes work, or that it no longer does."""
+        who = owner()
+        with storage_errors(self.url):
+            self._study.set_user_attr(f"worker {who['host']} {who['pid']}", time.time() if present else None)
+
+    def take(self) -> Taken | None:
+        """A training that nobody else does; None when there is none that this version of the program can do."""
+        import optuna
+
+        self.rescue()
+        with storage_errors(self.url):
+            waiting = self._storage.get_all_trials(self._study._study_id, deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+            first, rest = waiting[:WINDOW], waiting[WINDOW:]
+            random.shuffle(first)
+            for trial in (*first, *rest):
+                training = _readable(trial.user_attrs)
+                if training is None or not self._claim(trial):
+                    continue
+                if self._done_elsewhere(trial, training.key):
+                    self._end(trial, optuna.trial.TrialState.PRUNED, reason="the same training is done by another trial")
+                    continue
+                return Taken(training=training, trial=trial)
+        return None
+
+    def _claim(self, trial: FrozenTrial) -> bool:
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        try:
+            # Signs of life first: a trial that runs without any would never be found dead.
+            self._storage.record_heartbeat(trial._trial_id)
+            return bool(self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING))
+        except UpdateFinishedTrialError:
+            return False
+
+    def _done_elsewhere(self, trial: FrozenTrial, key: str) -> bool:
+        """Two that find the same worker dead at once may both put its training back; the earlier one is done."""
+        from optuna.trial import TrialState
+
+        if not trial.system_attrs.get("retry_history"):
+            return False
+        others = [other for other in self._by_key().get(key, []) if other.number != trial.number]
+        return any(
+            other.state == TrialState.COMPLETE or (other.state == TrialState.RUNNING and other.number < trial.number) for other in others
+        )
+
+    @contextlib.contextmanager
+    def alive(self, taken: Taken) -> Iterator[None]:
+        """Signs of life in the background while a training goes on; a storage that is out of reach for a while is no reason to stop."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(self.heartbeat_s):
+                with contextlib.suppress(StoreError), storage_errors(self.url):
+                    self._storage.record_heartbeat(taken.trial._trial_id)
+                with contextlib.suppress(StoreError):
+                    self.sign_on()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def done(self, taken: Taken, result: QualityResult | str) -> bool:
+        """Write down what came of it; False when it was taken for dead meanwhile, and another does it."""
+        from optuna.trial import TrialState
+
+        if isinstance(result, str):
+            return self._end(taken.trial, TrialState.FAIL, reason=result)
+        return self._end(taken.trial, TrialState.COMPLETE, value=result.value, result=json.dumps(result.to_dict()))
+
+    def hand_back(self, taken: Taken) -> None:
+        """Give up in the middle: another takes it at once, and it does not count as a failure."""
+        from optuna.trial import TrialState
+
+        self._add(taken.training, taken.trial.system_attrs)
+        self._end(taken.trial, TrialState.PRUNED, reason="its worker was stopped; handed to another")
+
+    def _add(self, training: Training, system_attrs: Mapping[str, Any] | None = None) -> None:
+        import optuna
+
+        state = optuna.trial.TrialState.WAITING
+        with storage_errors(self.url):
+            self._study.add_trial(optuna.create_trial(state=state, user_attrs=training.to_dict(), system_attrs=dict(system_attrs or {})))
+
+    def _end(self, trial: FrozenTrial, state: Any, *, value: float | None = None, **attributes: str) -> bool:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with storage_errors(self.url):
+            try:
+                for name, text in {**attributes, "worker": json.dumps(owner())}.items():
+                    self._storage.set_trial_user_attr(trial._trial_id, name, text)
+                self._storage.set_trial_state_values(trial._trial_id, state=state, values=None if value is None else [value])
+            except UpdateFinishedTrialError:
+                return False
+        return True
+
+    def _by_key(self) -> dict[str, list[FrozenTrial]]:
+        """All trials, the oldest first; those that were put back by a worker that stopped do not count."""
+        import optuna
+
+        found: dict[str, list[FrozenTrial]] = {}
+        with storage_errors(self.url):
+            for trial in self._study.get_trials(deepcopy=False):
+                if trial.state != optuna.trial.TrialState.PRUNED:
+                    found.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
+        return found
+
+
+@contextlib.contextmanager
+def experimental_is_known() -> Iterator[None]:
+    """Optuna calls its heartbeat experimental, once a process."""
+    import warnings
+
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _readable(attributes: Mapping[str, Any]) -> Training | None:
+    """The training, if this version of the program, with its operators, would come to the same result as who asked for it."""
+    try:
+        training = Training.from_dict(attributes)
+    except Exception:
+        return None
+    return training if training.key == attributes["key"] else None
