@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.errors import StoreError
 from archsearch.quality import QualityResult, Training
 from archsearch.search.owner import owner
-from archsearch.search.storage import RETRIES, open_storage, storage_errors, with_driver
+from archsearch.search.storage import RETRIES, is_database, open_storage, shown, storage_errors, with_driver
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -57,9 +58,9 @@ class TrainingQueue:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.url = with_driver(url)
+        if not is_database(url):
+            raise StoreError(f"{shown(url)}: workers share a database; give postgresql://USER@HOST/NAME, or sqlite:///FILE on one machine")
         self._storage = open_storage(self.url, heartbeat_s=heartbeat_s, grace_s=MISSED * heartbeat_s)
-        if not isinstance(self._storage, optuna.storages.RDBStorage):
-            raise StoreError(f"{self.url.split(':')[0]}: workers need a database (sqlite or postgresql), which notices when one dies")
         with storage_errors(self.url, opening=True):
             self._study = optuna.create_study(study_name=QUEUE, storage=self._storage, load_if_exists=True)
             agreed = self._study.user_attrs.get("heartbeat_s")
@@ -70,6 +71,16 @@ class TrainingQueue:
         self._storage.grace_period = MISSED * self.heartbeat_s
         self._looked = 0.0
         self._missed: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def trials(self) -> list[FrozenTrial]:
+        """Everything that was ever in the queue."""
+        with storage_errors(self.url):
+            return self._study.get_trials(deepcopy=False)
 
     # -- who wants something trained ------------------------------------------------------------------------------------
 
@@ -88,7 +99,8 @@ class TrainingQueue:
         import optuna
 
         self.rescue()
-        known, found = self._by_key(), {}
+        known = self._by_key()
+        found: dict[str, QualityResult | str] = {}
         for key in keys:
             trials = known.get(key, [])
             done = next((trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE), None)
@@ -155,6 +167,7 @@ class TrainingQueue:
                 if self._done_elsewhere(trial, training.key):
                     self._end(trial, optuna.trial.TrialState.PRUNED, reason="the same training is done by another trial")
                     continue
+                self._storage.set_trial_user_attr(trial._trial_id, "pid", os.getpid())
                 return Taken(training=training, trial=trial)
         return None
 
@@ -239,10 +252,9 @@ class TrainingQueue:
         import optuna
 
         found: dict[str, list[FrozenTrial]] = {}
-        with storage_errors(self.url):
-            for trial in self._study.get_trials(deepcopy=False):
-                if trial.state != optuna.trial.TrialState.PRUNED:
-                    found.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
+        for trial in self.trials():
+            if trial.state != optuna.trial.TrialState.PRUNED:
+                found.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
         return found
 
 

@@ -49,6 +49,8 @@ class SharedEvaluator(Evaluator):
         local, self._local = self._local, None
         if local is not None:
             local.__exit__()
+        if self._queue is not None:
+            self._queue.close()
 
     def _train(self, trainings: Iterable[Training]) -> Iterator[tuple[str, QualityResult | str]]:
         todo = {training.key: training for training in trainings}

@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -60,15 +60,17 @@ def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = Non
                 time.sleep(min(pause, queue.heartbeat_s))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
-            event = {"pattern": taken.training.spec.pattern, "task": taken.training.task, "seed": taken.training.seed}
-            yield WorkerEvent(done=done, **event)
+            training = taken.training
+            event = WorkerEvent(done=done, pattern=training.spec.pattern, task=training.task, seed=training.seed)
+            yield event
             outcome = _train(queue, taken, patience_s)
             done += 1
-            yield WorkerEvent(done=done, outcome=outcome, **event)
+            yield replace(event, done=done, outcome=outcome)
             pause, idle_since = FIRST_PAUSE_S, time.monotonic()
     finally:
         with contextlib.suppress(StoreError):
             queue.sign_on(False)
+            queue.close()
 
 
 def _train(queue: TrainingQueue, taken: Taken, patience_s: float) -> str:

@@ -1,0 +1,281 @@
+"""Workers in processes of their own, on a real PostgreSQL and on SQLite: whatever is killed, every training is done once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command_line import ENVIRONMENT, command, run_command
+from optuna.trial import FrozenTrial, TrialState
+from postgres import postgres
+from test_quality_evaluator import spec_of, wait_for
+
+from archsearch.errors import StoreError
+from archsearch.quality import LayoutQuality, QualityResult, QualitySettings, ResultFile, Training
+from archsearch.search import queue as queues
+from archsearch.search.queue import DIED, TrainingQueue
+from archsearch.search.shared import SharedEvaluator
+from archsearch.search.worker import patiently, work
+
+SHORT = QualitySettings(recall_steps=2, text_steps=1)
+LONG = QualitySettings(recall_steps=80, text_steps=1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+def trainings(patterns: str, settings: QualitySettings = SHORT, task: Any = "recall") -> list[Training]:
+    return [Training(spec=spec_of(pattern), task=task, settings=settings, seed=0) for pattern in patterns.split()]
+
+
+def result_of(value: float) -> QualityResult:
+    common: dict[str, Any] = {"steps": 1, "tokens": 10, "seconds": 0.1, "seed": 0}
+    return QualityResult(task="recall", value=value, status="unresolved", curve=((1, value),), **common)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# -- the queue itself ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_is_put_in_once_taken_once_and_known_afterwards(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    one, other = TrainingQueue(url), TrainingQueue(url)
+    wanted = trainings("c ca")
+    one.put(wanted)
+    other.put([*wanted, *trainings("ca")])
+    taken = [queue.take() for queue in (one, other, one)]
+    assert {entry.training.key for entry in taken if entry} == {training.key for training in wanted}
+    assert taken[2] is None
+    assert taken[0] is not None
+    assert taken[1] is not None
+    assert one.outcomes([entry.training.key for entry in taken if entry]) == {}
+    assert one.done(taken[0], result_of(0.5))
+    assert other.done(taken[1], "ValueError: it cannot be")
+    found = other.outcomes([training.key for training in wanted])
+    assert found == {taken[0].training.key: result_of(0.5), taken[1].training.key: "ValueError: it cannot be"}
+    other.put(wanted)  # what failed is tried anew, what is there is not
+    again = one.take()
+    assert again is not None
+    assert again.training == taken[1].training
+    assert one.take() is None
+
+
+def test_a_training_of_another_version_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    queue.put(trainings("c"))
+    with monkeypatch.context() as patch:
+        patch.setattr("archsearch.quality.micro.VERSION", 99)
+        assert queue.take() is None
+    assert queue.take() is not None
+
+
+def test_what_a_dead_worker_had_is_tried_once_more_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}", heartbeat_s=1)
+    monkeypatch.setattr(queues.time, "monotonic", clock)
+    (training,) = trainings("c")
+    queue.put([training])
+    for attempt in range(2):
+        assert queue.take() is not None  # and never heard of again
+        assert queue.outcomes([training.key]) == {}
+        time.sleep(5)  # the database's own clock decides
+        clock.now += 5
+        found = queue.outcomes([training.key])
+        assert found == ({} if attempt == 0 else {training.key: DIED})
+    assert [trial.state for trial in queue.trials()] == [TrialState.FAIL, TrialState.FAIL]
+    assert queue.take() is None
+
+
+def test_a_sign_of_life_keeps_a_training(tmp_path: Path) -> None:
+    queue, other = (TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}", heartbeat_s=1) for _ in range(2))
+    queue.put(trainings("c"))
+    taken = queue.take()
+    assert taken is not None
+    with queue.alive(taken):
+        time.sleep(5)
+        other.rescue()
+        assert other.workers() == 1
+    assert [trial.state for trial in queue.trials()] == [TrialState.RUNNING]
+    assert queue.done(taken, result_of(1.0))
+
+
+def test_a_worker_that_is_stopped_hands_its_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    queue = TrainingQueue(url)
+    queue.put(trainings("c"))
+    monkeypatch.setattr("archsearch.search.worker.outcome_of", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        list(work(url))
+    states = [trial.state for trial in queue.trials()]
+    assert sorted(states) == [TrialState.PRUNED, TrialState.WAITING]
+    assert queue.workers() == 0
+    assert queue.take() is not None
+
+
+def test_what_is_nowhere_to_be_found_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a process is killed between failing a dead worker's trial and queueing its retry."""
+    clock = Clock()
+    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    monkeypatch.setattr(queues.time, "monotonic", clock)
+    wanted = trainings("c")
+    for _ in range(2):
+        queue.mend(wanted)
+        assert queue.take() is None
+    clock.now += 60
+    queue.mend(wanted)
+    queue.mend(wanted)
+    assert queue.take() is not None
+    assert queue.take() is None
+
+
+def test_two_that_put_back_the_same_training_have_it_done_once(tmp_path: Path) -> None:
+    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    (training,) = trainings("c")
+    for _ in range(2):
+        queue._add(training, {"retry_history": [0]})
+    first = queue.take()
+    assert first is not None
+    assert queue.done(first, result_of(0.4))
+    assert queue.take() is None
+    assert sorted(trial.state for trial in queue.trials()) == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_a_storage_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("archsearch.search.worker.time.sleep", pauses.append)
+    answers = iter([StoreError("gone"), StoreError("gone"), StoreError("gone"), 7])
+
+    def call() -> int:
+        answer = next(answers)
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    assert patiently(call, 100) == 7
+    assert pauses == [1, 2, 4]
+    with pytest.raises(StoreError):
+        patiently(lambda: (_ for _ in ()).throw(StoreError("gone")), 0)
+
+
+# -- with real workers --------------------------------------------------------------------------------------------------------
+
+
+def start_worker(url: str, *arguments: str) -> subprocess.Popen[str]:
+    """The documented line, once for each worker."""
+    return subprocess.Popen(
+        command("worker", url, "--workers", "1", "--idle", "8", "--json", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_four_workers_on_postgresql_one_killed_lose_and_double_nothing(server: str, tmp_path: Path) -> None:
+    path, wanted = tmp_path / "quality.jsonl", [spec_of(pattern) for pattern in ("c", "a", "ca", "ac", "cc", "aa")]
+    evaluator = SharedEvaluator(path, LONG, url=server, workers=0, heartbeat_s=1)
+    queue = evaluator.queue
+    workers = [start_worker(server) for _ in range(4)]
+    try:
+        results = evaluator.evaluate_all(wanted)
+        killed: list[FrozenTrial] = []
+
+        def kill_one() -> None:
+            """kill -9 of a worker (its parent first, which would replace it) in the middle of a training."""
+            wait_for(lambda: [trial for trial in queue.trials() if trial.state == TrialState.RUNNING])
+            wait_for(lambda: len(psutil.Process(workers[0].pid).children(recursive=True)) > 0)
+            pids = {child.pid for child in psutil.Process(workers[0].pid).children(recursive=True)}
+
+            def its_own() -> list[FrozenTrial]:
+                # Each worker writes who it is when it signs on; what it trains is known from the queue's own record.
+                return [t for t in queue.trials() if t.state == TrialState.RUNNING and t.user_attrs.get("pid") in pids]
+
+            wait_for(its_own)
+            killed.extend(its_own())
+            os.killpg(workers[0].pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        found = list(results)
+        killer.join()
+        assert len(killed) == 1
+        assert all(isinstance(quality, LayoutQuality) for quality in found), found
+        assert sorted(quality.spec.spec_id for quality in found) == sorted(spec.spec_id for spec in wanted)
+        keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+        assert len(keys) == len(set(keys)) == 12
+        trials = queue.trials()
+        complete = Counter(trial.user_attrs["key"] for trial in trials if trial.state == TrialState.COMPLETE)
+        assert complete == dict.fromkeys(keys, 1)
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        assert [trial.number for trial in failed] == [trial.number for trial in killed]
+        retries = [trial for trial in trials if trial.system_attrs.get("retry_history")]
+        assert [trial.system_attrs["retry_history"] for trial in retries] == [[killed[0].number]]
+        assert retries[0].state == TrialState.COMPLETE
+        ended = [worker.communicate(timeout=120)[0] for worker in workers[1:]]
+        shares = [json.loads(text)["trained"] for text in ended]
+        by = [json.loads(trial.user_attrs["worker"])["pid"] for trial in trials if trial.state == TrialState.COMPLETE]
+        assert sum(shares) + by.count(killed[0].user_attrs["pid"]) == 12
+        assert all(shares)
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.communicate()
+        evaluator.close()
+
+
+@pytest.mark.slow
+def test_processes_of_one_machine_share_sqlite(tmp_path: Path) -> None:
+    """A search's own two workers and one more process, on one file."""
+    url, path = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "quality.jsonl"
+    other = start_worker(url, "--heartbeat", "1")
+    try:
+        wanted = [spec_of(pattern) for pattern in ("c", "a", "ca", "ac", "cc")]
+        with SharedEvaluator(path, SHORT, url=url, workers=2, heartbeat_s=1) as evaluator:
+            found = list(evaluator.evaluate_all(wanted))
+            assert evaluator.workers >= 2
+        assert sorted(quality.spec.spec_id for quality in found) == sorted(spec.spec_id for spec in wanted)
+        complete = Counter(t.user_attrs["key"] for t in evaluator.queue.trials() if t.state == TrialState.COMPLETE)
+        assert sorted(complete.values()) == [1] * 10
+        assert set(ResultFile(path).cache) == set(complete)
+        # What others have trained comes from the queue, without a file and without training.
+        with SharedEvaluator(tmp_path / "elsewhere.jsonl", SHORT, url=url, workers=0) as again:
+            assert len(list(again.evaluate_all(wanted))) == 5
+    finally:
+        other.send_signal(signal.SIGINT)
+        text, _ = other.communicate(timeout=60)
+    assert other.returncode == 0
+    assert json.loads(text)["failed"] == 0
+
+
+def test_mistakes_of_the_worker_command_are_one_line(tmp_path: Path) -> None:
+    refused = run_command("worker", "postgresql://nobody:secret@127.0.0.1:1/none")
+    assert refused.status == 1
+    assert "cannot be used as the study's storage" in refused.error
+    assert "see that the server runs" in refused.error
+    assert "secret" not in refused.err
+    for url in ("redis://127.0.0.1:1/0", "nonsense"):
+        assert "workers share a database; give postgresql://" in run_command("worker", url).error
