@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-system:  ## Debian packages that the tests use: a browser, adb, qemu
+system:  ## Debian packages that the tests use: a browser, adb, qemu, PostgreSQL
 	@.ci/system-packages
 
 clean:  ## remove the virtual environment and the demo's results
