@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,19 +82,26 @@ class AttentionModule(nn.Module):
             if T == S:
                 return self._sdpa(q_BHTK, k_BNSK, v_BNSK, causal=True)
             return self._sdpa(q_BHTK, k_BNSK, v_BNSK, None if T == 1 else band(T, S, S, q_BHTK.device))
-        # Queries in blocks, each with the keys that it can see: T x 2W work in place of T x S.
+        # Queries in blocks, each with the keys that it can see: T x 2W work in place of T x S. Keys are cut once and joined for each
+        # block, for the gradient of a slice is a whole tensor of zeros, for every block anew.
         length = max(self.window or 0, QUERY_BLOCK)
+        past = [S - T] if S > T else []
+        cuts = [*past, *(min(length, T - first) for first in range(0, T, length))]
+        starts = [0, *accumulate(cuts)]
+        keys, values = k_BNSK.split(cuts, dim=2), v_BNSK.split(cuts, dim=2)
         parts = []
-        for first in range(0, T, length):
-            last = min(first + length, T)
-            low, high = max(0, S - T + first - window + 1), S - T + last
+        for n, q_BHtK in enumerate(q_BHTK.split(length, dim=2), start=len(past)):
+            low, high = max(0, starts[n] - window + 1), starts[n + 1]
             if documents is not None:
-                low = max(low, documents.earliest_T[first])
-            mask = band(last - first, high - low, window, q_BHTK.device)
+                low = max(low, documents.earliest_T[starts[n]])
+            seen = slice(bisect_right(starts, low) - 1, n + 1)
+            skipped = low - starts[seen.start]
+            k_BNsK, v_BNsK = (torch.cat(some[seen], dim=2)[:, :, skipped:] for some in (keys, values))
+            mask = band(cuts[n], high - low, window, q_BHTK.device)
             if documents is not None:
                 index_BT = documents.index_BT
-                mask = mask & (index_BT[:, None, first:last, None] == index_BT[:, None, None, low:high])
-            parts.append(self._sdpa(q_BHTK[:, :, first:last], k_BNSK[:, :, low:high], v_BNSK[:, :, low:high], mask))
+                mask = mask & (index_BT[:, None, starts[n] : high, None] == index_BT[:, None, None, low:high])
+            parts.append(self._sdpa(q_BHtK, k_BNsK, v_BNsK, mask))
         return torch.cat(parts, dim=2)
 
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:

@@ -77,9 +77,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S_BHKV: Tensor) -> t
     kept_BHNK1 = from_start_BHNCK[..., -1:, :].exp().mT
     added_BHNKV = (k * to_end_BHNCK.exp()).mT @ v
     before = []
-    for n in range(added_BHNKV.shape[2]):
+    # Unbound rather than indexed, here and below: the gradient of an index is a whole tensor of zeros, for every n anew.
+    for kept_BHK1, added_BHKV in zip(kept_BHNK1.unbind(2), added_BHNKV.unbind(2), strict=True):
         before.append(S_BHKV)
-        S_BHKV = kept_BHNK1[:, :, n] * S_BHKV + added_BHNKV[:, :, n]
+        S_BHKV = kept_BHK1 * S_BHKV + added_BHKV
     o_BHNCV = o_BHNCV + (q * from_start_BHNCK.exp()) @ torch.stack(before, dim=2)
     return o_BHNCV.flatten(2, 3)[:, :, :T], S_BHKV
 
@@ -99,10 +100,13 @@ def _within_chunk(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tenso
     near_McV = scores_Mcc @ v_McV
     from_start_McK, to_end_McK = decay_McK.cumsum(-2), pair_MccK[..., -1, :, :]
     q_start_McK = q_McK * from_start_McK.exp()
-    parts, passed_SK = [near_McV[..., 0, :, :]], to_end_McK[..., 0, :, :]
-    for m in range(1, q_McK.shape[-3]):
-        S = m * SUBCHUNK
-        far_cS = q_start_McK[..., m, :, :] @ (k[..., :S, :] * passed_SK.exp()).mT
-        parts.append(near_McV[..., m, :, :] + far_cS @ v[..., :S, :])
-        passed_SK = torch.cat([passed_SK + from_start_McK[..., m, -1:, :], to_end_McK[..., m, :, :]], dim=-2)
+    through_M1K = from_start_McK[..., -1:, :]
+    by_subchunk = zip(*(x.unbind(-3) for x in (q_start_McK, k_McK, v_McV, near_McV, to_end_McK, through_M1K)), strict=True)
+    _, k_SK, v_SV, first_cV, passed_SK, _ = next(by_subchunk)
+    parts = [first_cV]
+    for q_cK, k_cK, v_cV, near_cV, to_end_cK, through_1K in by_subchunk:
+        far_cS = q_cK @ (k_SK * passed_SK.exp()).mT
+        parts.append(near_cV + far_cS @ v_SV)
+        k_SK, v_SV = torch.cat([k_SK, k_cK], dim=-2), torch.cat([v_SV, v_cV], dim=-2)
+        passed_SK = torch.cat([passed_SK + through_1K, to_end_cK], dim=-2)
     return torch.cat(parts, dim=-2), passed_SK
