@@ -88,9 +88,9 @@ class AttentionModule(nn.Module):
         past = [S - T] if S > T else []
         cuts = [*past, *(min(length, T - first) for first in range(0, T, length))]
         starts = [0, *accumulate(cuts)]
-        keys, values = k_BNSK.split(cuts, dim=2), v_BNSK.split(cuts, dim=2)
+        keys, values = torch.split(k_BNSK, cuts, dim=2), torch.split(v_BNSK, cuts, dim=2)
         parts = []
-        for n, q_BHtK in enumerate(q_BHTK.split(length, dim=2), start=len(past)):
+        for n, q_BHtK in enumerate(torch.split(q_BHTK, length, dim=2), start=len(past)):
             low, high = max(0, starts[n] - window + 1), starts[n + 1]
             if documents is not None:
                 low = max(low, documents.earliest_T[starts[n]])
