@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from devices.build import build, host_recipe
+from devices.build import build
 from devices.bundle import Bundle, BundleError
 from devices.local import LocalDevice
+from devices.recipes import Abi, glibc_recipe, host_recipe
 
 _place = tempfile.TemporaryDirectory(prefix="archsearch-agents-", ignore_cleanup_errors=True)
 
@@ -30,3 +31,16 @@ def c_bundle() -> Bundle:
 
 def c_device() -> LocalDevice:
     return LocalDevice((str(c_bundle().entry),))
+
+
+@cache
+def _glibc(abi: Abi) -> Bundle:
+    return build(glibc_recipe(abi, Path(_place.name)), cache=Path(_place.name))
+
+
+def glibc_bundle(abi: Abi) -> Bundle:
+    """A bundle with its own C library, or a skipped test where none can be built (no cross compiler, no network)."""
+    try:
+        return _glibc(abi)
+    except BundleError as reason:
+        pytest.skip(str(reason))

@@ -15,11 +15,12 @@ import pytest
 from onnx import helper
 
 from devices.base import AgentError
-from devices.build import FLAGS, LIBRARIES, compile_program, installed_library, sources
-from devices.bundle import LIBRARY
+from devices.build import FLAGS, compile_program
+from devices.bundle import ENTRY, LIBRARY
 from devices.local import LocalDevice
 from devices.plan import Case, Conditions, Feed, LimitResult, Look, MachineState, MemoryResult, OutputsResult, RoundResult, RunPlan, Started
 from devices.protocol import encode_plan
+from devices.recipes import LIBRARIES, Program, agent_files, installed_library
 from tests.contracts import agent_models as models
 from tests.contracts.agent_suite import SHORT, AgentSuite, agents, events, failures
 from tests.devices.c_agent import c_bundle, c_device
@@ -286,6 +287,9 @@ def test_it_measures_with_one_thread_and_waits_with_another(tmp_path: Path) -> N
     assert (threads, connections, files) == (2, [], []), "the runtime's telemetry is at work"
 
 
+PROGRAM = Program(name=ENTRY, files=agent_files(), options=LIBRARIES)
+
+
 # -- the compiler's and the sanitizers' opinion --------------------------------------------------------------------------------
 
 
@@ -293,14 +297,14 @@ def test_it_measures_with_one_thread_and_waits_with_another(tmp_path: Path) -> N
 def test_there_is_nothing_to_warn_of(compiler: str, tmp_path: Path) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
-    compile_program((compiler,), sources(), LIBRARIES, tmp_path / "agent", flags=(*FLAGS, "-Werror", "-Wshadow"))
+    compile_program((compiler,), PROGRAM, tmp_path, flags=(*FLAGS, "-Werror", "-Wshadow"))
 
 
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("no gcc here")
     flags = ("-std=c11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-    compile_program(("gcc",), sources(), LIBRARIES, tmp_path / "agent", flags=flags)
+    compile_program(("gcc",), PROGRAM, tmp_path, flags=flags)
     (tmp_path / LIBRARY).symlink_to(installed_library())
     device = LocalDevice((str(tmp_path / "agent"),))
     recurrent = models.recurrent(tmp_path)
