@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from devices.bundle import Bundle, BundleError, file_sha256
+from devices.machine import runtime_name
 from devices.recipes import SOURCES, Program, Recipe
 
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
@@ -82,6 +83,17 @@ def build(recipe: Recipe, *, cache: Path | None = None, force: bool = False, say
     except OSError as error:
         raise BundleError(f"{error.filename or place}: {error.strerror or error}; the bundle cannot be kept there") from error
     return Bundle.read(place)
+
+
+def built(abi: str, *, cache: Path | None = None) -> Bundle | None:
+    """The bundle for phones with a processor that the cache has, of the sources as they are; for Android's C library if there is one."""
+
+    def rank(bundle: Bundle) -> tuple[bool, bool, float]:
+        return bundle.target == "bionic", bundle.runtime == runtime_name(), bundle.entry.stat().st_mtime
+
+    places = [place for target in ("bionic", "glibc") for place in (cache or cache_folder()).glob(f"{target}-{abi}-*")]
+    whole = [bundle for place in places if (bundle := _whole(place)) and bundle.source_sha256 == source_sha256()]
+    return max(whole, key=rank, default=None)
 
 
 def _key(recipe: Recipe, compiler: str) -> str:

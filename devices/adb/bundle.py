@@ -43,15 +43,28 @@ class Bundle:
 
 
 def find_bundle(abis: tuple[str, ...]) -> Bundle:
-    """The bundle for one of these ABIs: the folder that ARCHSEARCH_AGENT names.
+    """The bundle for one of these ABIs: the folder that ARCHSEARCH_AGENT names, or what `archsearch agent build` has left in the cache.
 
     Raises:
         ValueError: there is none; says how to make one.
     """
     chosen = os.environ.get("ARCHSEARCH_AGENT")
     if not chosen:
-        raise ValueError("build one with `archsearch agent build` and name its folder in ARCHSEARCH_AGENT")
+        return _built(abis)
     bundle = Bundle.read(Path(chosen))
     if bundle.abi not in abis:
         raise ValueError(f"ARCHSEARCH_AGENT={chosen} is for {bundle.abi}: build one for it with `archsearch agent build`")
     return bundle
+
+
+def _built(abis: tuple[str, ...]) -> Bundle:
+    from devices.build import built
+    from devices.recipes import PROCESSORS
+
+    known = [abi for abi in PROCESSORS if abi in abis]
+    for abi in known:
+        if found := built(abi):
+            return Bundle.read(found.folder)
+    if not known:
+        raise ValueError(f"there are agents for {' and '.join(PROCESSORS)}: `archsearch agent build --help`")
+    raise ValueError(f"build one with `archsearch agent build --abi {known[0]}`, then run this again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -158,8 +159,9 @@ def test_this_machine_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(open_device("local"), LocalDevice)
 
 
-def test_a_phone_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phone_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ARCHSEARCH_AGENT", raising=False)
+    monkeypatch.setattr("devices.build.cache_folder", lambda: tmp_path)
     with server(FakeServer(LISTING, {"R58N30": ANSWER}), monkeypatch):
         with pytest.raises(DeviceError, match=r"adb:R58N30: there is no agent for its processor \(arm64-v8a\): .*archsearch agent build"):
             open_device("adb:R58N30")

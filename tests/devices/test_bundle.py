@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from devices import build, recipes
+from devices.adb.bundle import find_bundle
 from devices.bundle import ENTRY, LIBRARY, MANIFEST, Bundle, BundleError, file_sha256
 from devices.local import LocalDevice
 from devices.plan import OutputsResult, RoundResult, RunPlan, Started
@@ -288,3 +289,26 @@ def test_one_bundle_serves_everybody(tmp_path: Path) -> None:
     # Any user may read and run what another has built.
     for path in [c_bundle().entry, c_bundle().folder / LIBRARY]:
         assert os.stat(path).st_mode & 0o055 == 0o055
+
+
+def test_the_phones_bundle_is_found_in_the_cache(small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(build, "cache_folder", lambda: cache)
+    monkeypatch.delenv("ARCHSEARCH_AGENT", raising=False)
+    build.build(small)
+    with pytest.raises(ValueError, match=r"build one with `archsearch agent build --abi x86_64`"):
+        find_bundle(("x86_64",))  # that for this machine lacks a C library
+    with pytest.raises(ValueError, match=r"there are agents for arm64-v8a and x86_64"):
+        find_bundle(("armeabi-v7a",))
+    glibc = build.build(replace(small, target="glibc"))
+    assert find_bundle(("x86_64", "arm64-v8a")).path == glibc.folder
+    newer = build.build(replace(small, target="glibc", runtime=str(build.runtime_name())))
+    os.utime(glibc.entry)
+    assert find_bundle(("x86_64",)).path == newer.folder, "the runtime of this machine comes before the newest bundle"
+    bionic = build.build(replace(small, target="bionic"))
+    assert find_bundle(("x86_64",)).path == bionic.folder
+    (bionic.folder / ENTRY).write_text("damaged")
+    assert find_bundle(("x86_64",)).path == newer.folder
+    monkeypatch.setattr(build, "source_sha256", lambda: "other sources")
+    with pytest.raises(ValueError, match="build one with"):
+        find_bundle(("x86_64",))
