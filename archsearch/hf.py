@@ -1,8 +1,9 @@
-"""Between `ArchSpec` and Hugging Face's LFM2 and LFM3 configs: what can be said in both, and why not where it cannot.
+"""Between `ArchSpec` and Hugging Face's configs: what can be said in both, and why not where it cannot.
 
 An LFM2 layer is ours to the letter. transformers holds one value for the whole model where a spec has one for each layer
-(kernel size, heads, FFN width, window), so a spec that varies them has no counterpart. `Lfm3ForCausalLM` with
-`use_sandwich_norm=False, use_attention_gate=False` and one RoPE base is LFM2 with sliding windows and a free head size.
+(kernel size, heads, FFN width, window). `Lfm3ForCausalLM` with `use_sandwich_norm=False, use_attention_gate=False` and one RoPE base
+is LFM2 with sliding windows and a free head size. Any other layout of our operators goes into a class of our own, whose code
+lies beside the weights (`export/modeling_archsearch.py`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ from typing import Any, Literal
 
 from archsearch.errors import NoCounterpartError
 from archsearch.spec import ArchSpec
-from operators.specs import BlockSpec, FfnSpec, GqaSpec, OperatorSpec, ShortConvSpec, SwaSpec
+from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, OperatorSpec, ShortConvSpec, SwaSpec
 
-HfModelType = Literal["lfm2", "lfm3"]
+HfModelType = Literal["lfm2", "lfm3", "archsearch"]
 Part = Literal["operator", "ffn"]
-ARCHITECTURES: dict[HfModelType, str] = {"lfm2": "Lfm2ForCausalLM", "lfm3": "Lfm3ForCausalLM"}
+ARCHITECTURES: dict[HfModelType, str] = {
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm3": "Lfm3ForCausalLM",
+    "archsearch": "ArchsearchForCausalLM",
+}
+MODELING = "modeling_archsearch.py"
+"""The file with our class, in an export."""
 LAYER_TYPES = {ShortConvSpec: "conv", GqaSpec: "full_attention", SwaSpec: "sliding_attention"}
 MAX_POSITIONS = 128_000
 """`max_position_embeddings` where nobody says otherwise: LFM2's. transformers computes RoPE as it goes and does not enforce it."""
 
 
 class HfConfigError(NoCounterpartError):
-    """A spec or a config that has no counterpart in Hugging Face's LFM2 and LFM3."""
+    """A spec that no class for transformers can say, or a config that no spec can."""
 
 
 def to_hf_config(
@@ -35,41 +42,14 @@ def to_hf_config(
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a spec: LFM2 where its attention is full and fills the hidden size, else LFM3.
+    """The config.json of a spec, for the class that `hf_model_type` names.
 
     Raises:
-        HfConfigError: the spec has no counterpart; names every field that stands in the way.
+        HfConfigError: an operator of another package.
     """
-    reasons: list[tuple[str, str]] = []
-    for i, block in enumerate(spec.layers):
-        if type(block.operator) not in LAYER_TYPES:
-            reasons.append((f"layers.{i}.operator.kind", f"{block.operator.kind} has no layer type in transformers' LFM2 and LFM3"))
-    if not reasons and all(isinstance(block.operator, ShortConvSpec) for block in spec.layers):
-        reasons.append(("layers", "no attention layer; transformers' generate() needs one to keep its position"))
     shared = {
-        "kernel_size": _shared(spec, "kernel_size", "operator", reasons),
-        "heads": _shared(spec, "heads", "operator", reasons),
-        "kv_heads": _shared(spec, "kv_heads", "operator", reasons),
-        "head_dim": _shared(spec, "head_dim", "operator", reasons),
-        "window": _shared(spec, "window", "operator", reasons),
-        "intermediate_size": _shared(spec, "intermediate_size", "ffn", reasons),
-    }
-    if reasons:
-        raise HfConfigError(f"{spec.name} has no Hugging Face counterpart", reasons, "`archsearch export --to onnx` takes any spec")
-    model_type = hf_model_type(spec)
-    layer_types = [LAYER_TYPES[type(block.operator)] for block in spec.layers]
-    config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model_type]],
-        "model_type": model_type,
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
-        "intermediate_size": shared["intermediate_size"],
-        "num_hidden_layers": len(spec.layers),
-        "num_attention_heads": shared["heads"],
-        "num_key_value_heads": shared["kv_heads"],
-        "layer_types": layer_types,
-        "conv_L_cache": shared["kernel_size"] or 3,  # without a convolution the value is unused, but transformers wants one
-        "conv_bias": False,
         "norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tie_embeddings,
         "max_position_embeddings": max_position_embeddings,
@@ -78,18 +58,52 @@ def to_hf_config(
         "pad_token_id": pad_token_id,
         "dtype": "float32",
     }
+    model_type = hf_model_type(spec)
+    config = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type} | shared
+    return config | (_own_config(spec) if model_type == "archsearch" else _lfm_config(spec, model_type))
+
+
+def _own_config(spec: ArchSpec) -> dict[str, Any]:
+    reasons = [
+        (f"layers.{i}.operator.kind", f"{block.operator.kind} is an operator of another package, for which there is no torch code to ship")
+        for i, block in enumerate(spec.layers)
+        if type(block.operator) not in (*LAYER_TYPES, GlaSpec)
+    ]
+    if reasons:
+        raise HfConfigError(f"{spec.name} has no Hugging Face counterpart", reasons, "`archsearch export --to onnx` takes any spec")
+    module = MODELING.removesuffix(".py")
+    return {
+        "auto_map": {"AutoConfig": f"{module}.ArchsearchConfig", "AutoModelForCausalLM": f"{module}.ArchsearchForCausalLM"},
+        "layers": spec.to_dict()["layers"],
+        "rope_theta": spec.rope_theta,
+    }
+
+
+def _lfm_config(spec: ArchSpec, model_type: HfModelType) -> dict[str, Any]:
+    attention = [block.operator for block in spec.layers if isinstance(block.operator, GqaSpec | SwaSpec)]
+    width = spec.layers[0].ffn.intermediate_size
+    kernels = [block.operator.kernel_size for block in spec.layers if isinstance(block.operator, ShortConvSpec)]
+    config: dict[str, Any] = {
+        "intermediate_size": width,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": attention[0].heads,
+        "num_key_value_heads": attention[0].kv_heads,
+        "layer_types": [LAYER_TYPES[type(block.operator)] for block in spec.layers],
+        "conv_L_cache": kernels[0] if kernels else 3,  # without a convolution the value is unused, but transformers wants one
+        "conv_bias": False,
+    }
     rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
     if model_type == "lfm2":
         # Other readers of LFM2 configs know rope_theta and block_ff_dim, transformers the newer names.
         return config | {
             "block_auto_adjust_ff_dim": False,
-            "block_ff_dim": shared["intermediate_size"],
+            "block_ff_dim": width,
             "rope_theta": spec.rope_theta,
             "rope_parameters": rope,
         }
     return config | {
-        "head_dim": shared["head_dim"],
-        "sliding_window": shared["window"],
+        "head_dim": attention[0].head_dim,
+        "sliding_window": next((operator.window for operator in attention if isinstance(operator, SwaSpec)), None),
         "use_sandwich_norm": False,
         "use_attention_gate": False,
         "attention_bias": False,
@@ -98,7 +112,7 @@ def to_hf_config(
 
 
 def from_hf_config(config: Mapping[str, Any], *, name: str | None = None) -> ArchSpec:
-    """The spec of a published LFM2 config, or of an LFM3 one that is plain LFM2 with windows.
+    """The spec of a published LFM2 config, of an LFM3 one that is plain LFM2 with windows, or of our own class.
 
     Raises:
         HfConfigError: another model type, a field missing, or something that a spec cannot say.
@@ -107,6 +121,10 @@ def from_hf_config(config: Mapping[str, Any], *, name: str | None = None) -> Arc
     if kind not in ARCHITECTURES:
         raise HfConfigError("config", [("model_type", f"{kind!r} is not {' or '.join(ARCHITECTURES)}")])
     title = name or str(config.get("_name_or_path") or kind)
+    if kind == "archsearch":
+        fields = ("vocab_size", "hidden_size", "norm_eps", "rope_theta", "layers")
+        data = {"name": title, "tie_embeddings": config.get("tie_word_embeddings", True)}
+        return ArchSpec.from_dict(data | {field: config[field] for field in fields if field in config}, path=f"config of {title}")
     required = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     reasons = [(field, "missing or not a whole number") for field in required if type(config.get(field)) is not int]
     optional = ("block_ff_dim", "intermediate_size", "block_multiple_of", "conv_L_cache", "head_dim", "sliding_window")
@@ -148,15 +166,33 @@ def from_hf_config(config: Mapping[str, Any], *, name: str | None = None) -> Arc
 
 
 def hf_model_type(spec: ArchSpec) -> HfModelType:
-    """"lfm2" where every attention layer sees everything and its heads fill the hidden size, else "lfm3"."""
+    """ "lfm2" where every attention layer sees everything and its heads fill the hidden size, "lfm3" where one value for all layers
+    says the rest, else "archsearch"."""
+    if lfm_reasons(spec):
+        return "archsearch"
     attention = [block.operator for block in spec.layers if isinstance(block.operator, GqaSpec | SwaSpec)]
     plain = all(isinstance(op, GqaSpec) and op.heads * op.head_dim == spec.hidden_size for op in attention)
     return "lfm2" if plain else "lfm3"
 
 
+def lfm_reasons(spec: ArchSpec) -> list[tuple[str, str]]:
+    """Why transformers' LFM2 and LFM3 cannot say a spec, as (field, why); empty where one of them can."""
+    reasons = [
+        (f"layers.{i}.operator.kind", f"{block.operator.kind} has no layer type in transformers' LFM2 and LFM3")
+        for i, block in enumerate(spec.layers)
+        if type(block.operator) not in LAYER_TYPES
+    ]
+    if all(isinstance(block.operator, ShortConvSpec) for block in spec.layers):
+        reasons.append(("layers", "no attention layer; transformers' generate() needs one to keep its position"))
+    for field in ("kernel_size", "heads", "kv_heads", "head_dim", "window"):
+        reasons += different_values(spec, field, "operator", "transformers has one for all layers")
+    return reasons + different_values(spec, "intermediate_size", "ffn", "transformers has one for all layers")
+
+
 def to_hf_name(name: str, spec: ArchSpec, model_type: HfModelType | None = None) -> str:
     """A weight's name in transformers' checkpoint, from its name in ours; `model_type` None for the one that the spec has."""
-    if not (match := re.fullmatch(r"layers\.(\d+)\.(operator|ffn)\.(.+)", name)):
+    model_type = model_type or hf_model_type(spec)
+    if model_type == "archsearch" or not (match := re.fullmatch(r"layers\.(\d+)\.(operator|ffn)\.(.+)", name)):
         return name if name.startswith("lm_head.") else f"model.{name}"
     layer, part, rest = int(match[1]), match[2], match[3]
     prefix = f"model.layers.{layer}"
@@ -164,7 +200,7 @@ def to_hf_name(name: str, spec: ArchSpec, model_type: HfModelType | None = None)
         return f"{prefix}.feed_forward.{rest}"
     if isinstance(spec.layers[layer].operator, ShortConvSpec):
         return f"{prefix}.conv.{rest}"
-    if (model_type or hf_model_type(spec)) == "lfm3":
+    if model_type == "lfm3":
         for ours, theirs in LFM3_RENAMES.items():
             rest = rest.replace(ours, theirs)
     return f"{prefix}.self_attn.{rest}"
@@ -189,26 +225,15 @@ def from_hf_name(name: str) -> str:
 
 
 def different_values(spec: ArchSpec, field: str, part: Part, why: str) -> list[tuple[str, str]]:
-    """A (field, reason) pair for each layer whose `field` is not that of the first layer that has one."""
-    found = _values(spec, field, part)
+    """A (field, reason) pair for each layer whose `field` is not that of the first layer that has one; operators of kinds that
+    have no layer type are left out, for they are a reason by themselves."""
+    found = [(i, getattr(getattr(block, part), field)) for i, block in enumerate(spec.layers) if hasattr(getattr(block, part), field)]
+    found = [(i, value) for i, value in found if part == "ffn" or type(spec.layers[i].operator) in LAYER_TYPES]
     if not found:
         return []
     first, value = found[0]
     others = [(i, other) for i, other in found if other != value]
     return [(f"layers.{i}.{part}.{field}", f"{other} differs from layer {first}'s {value}, and {why}") for i, other in others]
-
-
-def _shared(spec: ArchSpec, field: str, part: Part, reasons: list[tuple[str, str]]) -> int | None:
-    """The value that all layers with `field` have; where they differ, each one that is not as the first is a reason."""
-    reasons += different_values(spec, field, part, "transformers has one for all layers")
-    found = _values(spec, field, part)
-    return int(found[0][1]) if found else None
-
-
-def _values(spec: ArchSpec, field: str, part: Part) -> list[tuple[int, Any]]:
-    """(layer, value) of the layers that have the field; of operators only the kinds that transformers has."""
-    found = [(i, getattr(getattr(block, part), field)) for i, block in enumerate(spec.layers) if hasattr(getattr(block, part), field)]
-    return [(i, value) for i, value in found if part == "ffn" or type(spec.layers[i].operator) in LAYER_TYPES]
 
 
 def _lfm3_extras(config: Mapping[str, Any]) -> list[tuple[str, str]]:

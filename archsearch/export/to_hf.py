@@ -6,6 +6,8 @@ transformers is optional and imported when it is needed.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,20 +20,25 @@ from archsearch.data.tokenizer import Tokenizer
 from archsearch.errors import ParityError, RunError
 from archsearch.export.place import place
 from archsearch.files import write_atomic
-from archsearch.hf import MAX_POSITIONS, to_hf_config, to_hf_name
+from archsearch.hf import MAX_POSITIONS, MODELING, lfm_reasons, to_hf_config, to_hf_name
 from archsearch.parity import DECODE, PROMPT, SAMPLE, Logits, ParityReport, Weights, build, measure_parity
 from archsearch.spec import ArchSpec
 
 USAGE = """\
-Load it with transformers: `AutoModelForCausalLM.from_pretrained("DIR")` and `AutoTokenizer.from_pretrained("DIR")`.
+Load it with transformers: `AutoModelForCausalLM.from_pretrained("DIR"{trust})` and `AutoTokenizer.from_pretrained("DIR")`.
+"""
+OWN_USAGE = """
+The model is an `ArchsearchForCausalLM`: transformers has no class for this layout ({reason}), so its code lies in `{modeling}`,
+and `trust_remote_code=True` lets transformers run it. It trains, generates and is saved as any other.
 """
 
 
 def export_hf(checkpoint: Path | str, out: Path | str, *, held_out: Sequence[int] | None = None) -> ParityReport:
-    """A folder for transformers' `AutoModelForCausalLM.from_pretrained`, in fp32, as an LFM2 or LFM3 model.
+    """A folder for transformers' `AutoModelForCausalLM.from_pretrained`, in fp32: as an LFM2 or LFM3 model where these can say
+    the layout, else as a class of our own with its code beside it.
 
     Raises:
-        HfConfigError: the layout has no counterpart there (GLA, or dimensions that differ between layers).
+        HfConfigError: the layout has an operator of another package.
         RunError: transformers is not installed; unchecked conversions go wrong in silence, so none is made.
         CheckpointError, InputError, ParityError: as `export_onnx`.
     """
@@ -41,24 +48,27 @@ def export_hf(checkpoint: Path | str, out: Path | str, *, held_out: Sequence[int
 
     def fill(folder: Path) -> ParityReport:
         write_folder(folder, spec, weights, tokenizer)
-        decoder = HfDecoder(folder)
-        report = measure_parity(
-            decoder,
-            spec,
-            weights,
-            format="hf",
-            precision="fp32",
-            path=folder,
-            max_context=MAX_POSITIONS,
-            held_out=held_out,
-            token_bytes_V=tokenizer.token_bytes_V,
-        )
-        if report.holds:
-            check_generate(decoder, spec, weights)
-            check_tokenizer(folder, tokenizer)
+        with HfDecoder(folder) as decoder:
+            report = measure_parity(
+                decoder,
+                spec,
+                weights,
+                format="hf",
+                precision="fp32",
+                path=folder,
+                max_context=MAX_POSITIONS,
+                held_out=held_out,
+                token_bytes_V=tokenizer.token_bytes_V,
+            )
+            if report.holds:
+                check_generate(decoder, spec, weights)
+                check_tokenizer(folder, tokenizer)
         return report
 
-    return place(source, Path(out), fill, USAGE)
+    usage = USAGE.format(trust="")
+    if reasons := lfm_reasons(spec):
+        usage = USAGE.format(trust=", trust_remote_code=True") + OWN_USAGE.format(reason=": ".join(reasons[0]), modeling=MODELING)
+    return place(source, Path(out), fill, usage)
 
 
 def require_transformers() -> None:
@@ -88,6 +98,8 @@ def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Toke
     end = tokenizer.end_of_document
     config = to_hf_config(spec, bos_token_id=end, eos_token_id=end)
     write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    if config["model_type"] == "archsearch":
+        shutil.copyfile(Path(__file__).with_name(MODELING), folder / MODELING)
     renamed = {to_hf_name(name, spec): value for name, value in weights.items()}
     try:
         save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
@@ -116,7 +128,9 @@ class HfDecoder:
         from transformers import AutoModelForCausalLM
 
         with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True
+            )
         self.model, loading = loaded
         wrong = {what: sorted(map(str, names)) for what, names in loading.items() if names}
         if wrong:
@@ -124,15 +138,23 @@ class HfDecoder:
         self.model.eval()
         self._cache: Any = None
 
-    def start(self, positions: int) -> None:
-        from transformers import DynamicCache
+    def __enter__(self) -> HfDecoder:
+        return self
 
-        self._cache = DynamicCache(config=self.model.config)
+    def __exit__(self, *_: object) -> None:
+        """Remove the copy of our class that transformers keeps under the name of the folder, which is about to be another."""
+        module = sys.modules[type(self.model).__module__]
+        if module.__name__.startswith("transformers_modules.") and module.__file__:
+            shutil.rmtree(Path(module.__file__).parents[1], ignore_errors=True)
+
+    def start(self, positions: int) -> None:
+        self._cache = None
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int]) -> Logits:
         with _quiet():
             output = self.model(torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = output.past_key_values
         return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
 
 

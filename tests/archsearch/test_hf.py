@@ -1,13 +1,17 @@
 """Specs and Hugging Face configs: there and back, and what is refused with which words."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 from transformers import Lfm3Config
 
 from archsearch.budget import known_configs
 from archsearch.errors import FileFormatError, InputError
-from archsearch.hf import HfConfigError, from_hf_config, from_hf_name, hf_model_type, to_hf_config, to_hf_name
+from archsearch.hf import HfConfigError, from_hf_config, from_hf_name, hf_model_type, lfm_reasons, to_hf_config, to_hf_name
 from archsearch.spec import ArchSpec
 from operators.costs import model_weights
+from operators.specs import BlockSpec, OperatorSpec
 
 CONV = {"kind": "short_conv", "kernel_size": 3}
 GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 16}
@@ -72,6 +76,9 @@ def test_ffn_width_is_the_one_transformers_builds(fields, width):
         (spec_of(SWA, GQA), "lfm3"),
         (spec_of(CONV, GQA | {"head_dim": 32}), "lfm3"),
         (spec_of(CONV, GQA, tie_embeddings=False, norm_eps=1e-6, rope_theta=5e5), "lfm2"),
+        (spec_of(CONV, GLA | {"expand_k": 1.0}, GQA, tie_embeddings=False, norm_eps=1e-6, rope_theta=5e5), "archsearch"),
+        (spec_of(CONV, CONV), "archsearch"),
+        (spec_of(SWA, SWA | {"window": 16}), "archsearch"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.pattern,
 )
@@ -93,30 +100,44 @@ def test_round_trip_through_a_config(spec, model_type):
     ],
     ids=["gla", "kernel_size", "kv_heads", "head_dim", "window", "no attention"],
 )
-def test_what_has_no_counterpart_is_refused_with_its_field(spec, field, why):
+def test_why_a_layout_needs_a_class_of_its_own(spec, field, why):
+    (reason,) = lfm_reasons(spec)
+    assert reason[0] == field
+    assert why in reason[1]
+    assert hf_model_type(spec) == "archsearch"
+
+
+def test_ffn_widths_that_differ_need_a_class_of_their_own():
+    data = spec_of(CONV, GQA, CONV).to_dict()
+    data["layers"][2]["ffn"]["intermediate_size"] = 128
+    spec = ArchSpec.from_dict(data)
+    assert [field for field, _ in lfm_reasons(spec)] == ["layers.2.ffn.intermediate_size"]
+    assert from_hf_config(to_hf_config(spec), name="test") == spec
+
+
+def test_operators_of_other_packages_are_refused_with_their_field():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Foreign(OperatorSpec):
+        kind: ClassVar[str] = "foreign"
+
+    plain = spec_of(CONV, GQA)
+    layers = tuple(BlockSpec(operator=Foreign(), ffn=block.ffn) for block in plain.layers for _ in range(3))
     with pytest.raises(HfConfigError) as caught:
-        to_hf_config(spec)
-    assert [name for name, _ in caught.value.reasons] == [field]
-    assert why in caught.value.reasons[0][1]
+        to_hf_config(ArchSpec(name="test", hidden_size=64, vocab_size=100, layers=layers))
+    assert len(caught.value.reasons) == 6
     message = str(caught.value)
-    assert f"{field}: " in message
+    assert "layers.0.operator.kind: foreign is an operator of another package" in message
+    assert "and 3 more" in message
     assert "--to onnx" in message
     assert "\n" not in message
     assert isinstance(caught.value, InputError)
 
 
-def test_ffn_widths_that_differ_are_refused():
-    data = spec_of(CONV, GQA, CONV).to_dict()
-    data["layers"][2]["ffn"]["intermediate_size"] = 128
-    with pytest.raises(HfConfigError, match=r"layers\.2\.ffn\.intermediate_size: 128 differs from layer 0's 96"):
-        to_hf_config(ArchSpec.from_dict(data))
-
-
-def test_all_reasons_are_kept_and_the_line_stays_short():
-    with pytest.raises(HfConfigError) as caught:
-        to_hf_config(spec_of(GLA, GLA, GLA, GLA, GLA, GQA))
-    assert len(caught.value.reasons) == 5
-    assert "and 2 more" in str(caught.value)
+def test_damaged_config_of_our_own_class_is_refused_with_its_field():
+    config = to_hf_config(spec_of(CONV, GLA))
+    config["layers"][1]["operator"]["heads"] = 5
+    with pytest.raises(FileFormatError, match=r"layers\.1\.operator\.heads: 32 channels \(expand_k\) do not divide among 5 heads"):
+        from_hf_config(config)
 
 
 def test_published_lfm3_is_refused_with_every_reason():
