@@ -138,3 +138,24 @@ def export(
         print_json(report.to_dict())
     else:
         typer.echo(f"{out}: {report}")
+
+
+@app.command("import", epilog="Example: archsearch import models/LFM2-350M --out checkpoint")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model as transformers saves it: config.json and safetensors.")],
+    out: Annotated[Path, typer.Option("--out", metavar="CHECKPOINT", help="The checkpoint folder to be made.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json; default: the one in FOLDER.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the spec; default: the folder's.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Make a checkpoint of an LFM2 model, or of an export; handed out only when it computes what transformers does."""
+    from archsearch.export.from_hf import import_hf
+    from archsearch.spec import ArchSpec
+
+    report = import_hf(folder, out, tokenizer=tokenizer, name=name)
+    if json_output:
+        print_json({"checkpoint": str(out), "spec_id": ArchSpec.read(out / "spec.toml").spec_id, "parity": report.to_dict()})
+    else:
+        typer.echo(f"{out}: {report}")

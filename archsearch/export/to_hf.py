@@ -120,21 +120,27 @@ def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Toke
 class HfDecoder:
     """An exported folder in transformers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ours: bool = True) -> None:
         """
+        Args:
+            ours: run the code in the folder, which we have just written; else that of this package, whatever lies there.
+
         Raises:
             ParityError: transformers finds weights missing, unknown or of another shape.
         """
         from transformers import AutoModelForCausalLM
 
+        loader: Any = AutoModelForCausalLM
         with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True
+            if not ours and json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "archsearch":
+                from archsearch.export.modeling_archsearch import ArchsearchForCausalLM as loader
+            loaded: Any = loader.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **({"trust_remote_code": True} if ours else {})
             )
         self.model, loading = loaded
         wrong = {what: sorted(map(str, names)) for what, names in loading.items() if names}
         if wrong:
-            raise ParityError(f"transformers does not take all weights of the export, so nothing was written: {wrong}")
+            raise ParityError(f"transformers does not take all weights of {folder.name}, so nothing was written: {wrong}")
         self.model.eval()
         self._cache: Any = None
 
