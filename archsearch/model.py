@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class LanguageModel(nn.Module):
         if not spec.tie_embeddings:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.reset_parameters()
+        self._compiled: list[Callable[..., tuple[Tensor, State]]] = []
+
+    def compile_layers(self) -> None:
+        """Have torch.compile make kernels of the layers, for training only: other lengths would each be compiled anew."""
+        self._compiled = [torch.compile(layer, dynamic=False) for layer in self.layers]
 
     def reset_parameters(self) -> None:
         """GPT-2's initialisation: N(0, 0.02) for embedding and matrices (transformers' default for LFM2 and Llama, too).
@@ -68,7 +73,8 @@ class LanguageModel(nn.Module):
         """
         x_BTD = self.embed_tokens(ids_BT)
         states = []
-        for i, layer in enumerate(self.layers):
+        layers: Iterable[Callable[..., tuple[Tensor, State]]] = self._compiled if self._compiled and self.training else self.layers
+        for i, layer in enumerate(layers):
             x_BTD, new = layer(x_BTD, None if state is None else state[i], documents)
             states.append(new)
         return self.embedding_norm(x_BTD), states

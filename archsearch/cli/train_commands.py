@@ -41,6 +41,18 @@ def train(
     log: Annotated[
         list[str] | None, typer.Option("--log", metavar="NAME", help="tensorboard or trackio, beside metrics.jsonl; may be repeated.")
     ] = None,
+    optimizer: Annotated[
+        Literal["adamw", "muon"], typer.Option("--optimizer", help="muon: for the hidden matrices, AdamW for the rest.")
+    ] = "adamw",
+    dtype: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option("--dtype", help="Of matrix products; default: the faster one here, by a short timing.")
+    ] = None,
+    compile_layers: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the layers: half a minute at the start, faster steps after it.")
+    ] = False,
+    max_spike: Annotated[
+        float, typer.Option("--max-spike", min=0, metavar="NATS", help="Stop when the loss leaps so far above its recent median; 0: never.")
+    ] = 3.0,
     isolate_documents: Annotated[
         bool, typer.Option("--isolate-documents", help="Keep documents that share a sequence from seeing each other.")
     ] = False,
@@ -63,6 +75,10 @@ def train(
         sequence=sequence,
         seed=seed,
         isolate_documents=isolate_documents,
+        optimizer=optimizer,
+        dtype=dtype,
+        compile=compile_layers,
+        max_spike=max_spike,
     )
     given = None if tokenizer is None else read_tokenizer(tokenizer, vocab_size=spec.vocab_size)
     loggers = [open_logger(name, out) for name in log or ()]

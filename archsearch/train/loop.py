@@ -27,12 +27,12 @@ from archsearch.train.position import Position, read_position, write_position
 from archsearch.train.samples import write_samples
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import TrainPlan, TrainSettings, plan_steps
-from archsearch.train.trainer import NonFinite, Trainer, threads
+from archsearch.train.stops import BadUpdate, NonFinite, SpikeWatch
+from archsearch.train.trainer import Trainer, threads
 
 log = logging.getLogger(__name__)
 
 SAMPLES = "samples.json"
-BAD_BATCH = "nonfinite.safetensors"
 SPEED_WINDOW = 20
 """Updates that the shown speed is taken over."""
 OVERRUN = 1.1
@@ -97,7 +97,7 @@ def train(
             plan = make_plan(spec, tokens, settings, seconds_left=left)
         position = Position()
     with threads(plan.threads):
-        session = _Session(spec, tokens, plan, position, out, settings.save_every_seconds, began)
+        session = _Session(spec, tokens, plan, position, out, settings, began)
         if checkpoint:
             session.trainer.load(checkpoint)
         try:
@@ -107,7 +107,7 @@ def train(
         except (GeneratorExit, KeyboardInterrupt):
             session.save_if_behind()
             raise
-        except NonFinite as error:
+        except BadUpdate as error:
             raise session.give_up(error) from error
         finally:
             session.close()
@@ -117,11 +117,12 @@ class _Session:
     """One run of the loop, from wherever the training stands to its end."""
 
     def __init__(
-        self, spec: ArchSpec, data: TokenData, plan: TrainPlan, position: Position, out: Path, save_every_seconds: float, began: float
+        self, spec: ArchSpec, data: TokenData, plan: TrainPlan, position: Position, out: Path, settings: TrainSettings, began: float
     ) -> None:
         self.spec, self.data, self.plan, self.position, self.out = spec, data, plan, position, out
         self.trainer = Trainer(spec, data, plan)
-        self.save_every_seconds = save_every_seconds
+        self.trainer.spikes = SpikeWatch(settings.max_spike, position.recent_losses)
+        self.save_every_seconds = settings.save_every_seconds
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
         self.saved_mark: tuple[int, int, int, bool] | None = None
         self.earlier_seconds, self.began = position.seconds, began
@@ -195,7 +196,7 @@ class _Session:
     def _evaluate(self) -> Evaluated:
         result = evaluate(self.trainer.model, self.data, self.plan)
         if not math.isfinite(result.bits_per_byte):
-            raise NonFinite("the held-out loss", result.nats_per_token, None)
+            raise NonFinite(f"the held-out loss is {result.nats_per_token}", None)
         event = Evaluated(step=self.trainer.step, tokens=self.tokens, held_out=result, seconds=self.seconds)
         with uninterrupted():
             self.position.evaluations.append((self.trainer.step, result))
@@ -247,6 +248,7 @@ class _Session:
         with uninterrupted():
             if self._metrics is not None:
                 self.position.metrics_bytes = self._metrics.sync()
+            self.position.recent_losses = list(self.trainer.spikes.recent)
             if not self.position.finished:
                 self.position.seconds = self.seconds
             save_checkpoint(self.out, self.spec, self.trainer.step, self._write)
@@ -265,16 +267,16 @@ class _Session:
         if self._mark() != self.saved_mark:
             self.save()
 
-    def give_up(self, error: NonFinite) -> RunError:
+    def give_up(self, error: BadUpdate) -> RunError:
         """Keep what is needed to find the reason: the weights before the update, and the batch."""
         self.save_if_behind()
         batch = ""
         if error.ids_BT is not None:
-            save_file({"ids": error.ids_BT}, self.out / BAD_BATCH, metadata={"step": str(self.trainer.step), "reason": str(error)})
-            batch = f", the batch in {self.out / BAD_BATCH}"
+            save_file({"ids": error.ids_BT}, self.out / error.file, metadata={"step": str(self.trainer.step), "reason": str(error)})
+            batch = f", the batch in {self.out / error.file}"
         return RunError(
             f"step {self.trainer.step + 1}: {error}; the weights before it are in {self.out}{batch}; "
-            f"train again into another --out with a lower learning rate than {self.plan.learning_rate:g}"
+            + error.advice.format(learning_rate=self.plan.learning_rate)
         )
 
     def close(self) -> None:

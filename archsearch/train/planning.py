@@ -44,11 +44,13 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         seconds_left: of the time budget, if not all of it.
 
     Raises:
-        InputError: too little text for the sequence length, or an operator that cannot keep documents apart where it should.
+        InputError: too little text for the sequence length, an operator that cannot keep documents apart where it should, or no
+            compiler, or no Muon, where one is asked for.
     """
     parameters = _parameters(spec)
     if settings.isolate_documents:
         _refuse_leaks(spec)
+    _refuse_missing(settings)
     sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draft = TrainPlan(
@@ -72,8 +74,10 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         prompts=settings.prompts or (() if data.corpus.sources else PYTHON_PROMPTS),
         threads=settings.threads or torch.get_num_threads(),
         isolate_documents=settings.isolate_documents,
+        optimizer=settings.optimizer,
+        compile=settings.compile,
         device=device,
-        dtype=fastest_dtype(spec.hidden_size, device),
+        dtype=settings.dtype or fastest_dtype(spec.hidden_size, device),
         max_seconds=settings.max_seconds,
     )
     if settings.max_seconds is None:
@@ -137,6 +141,19 @@ def _refuse_leaks(spec: ArchSpec) -> None:
                 f"layers.{i}.operator: {block.operator.kind} cannot keep packed documents apart (its module takes no `documents`); "
                 "train without isolating documents, or teach it (docs/add-an-operator.md)"
             )
+
+
+def _refuse_missing(settings: TrainSettings) -> None:
+    if settings.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise InputError(f"optimizer: torch {torch.__version__} has no Muon; update to torch 2.9 or newer, or train with adamw")
+    if settings.compile:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise InputError("compile: there is no C++ compiler; install one (Debian: apt install g++), or leave it out") from error
 
 
 def _weightless(spec: ArchSpec) -> LanguageModel:

@@ -20,6 +20,7 @@ class Position:
     Attributes:
         evaluations: (step, result) of every evaluation so far.
         seconds: of training so far, all sessions added up.
+        recent_losses: of the last updates, which a spike is told from.
         metrics_bytes: length of metrics.jsonl; what was written after the checkpoint is cut off on a resume.
         finished: final evaluation and samples are done too.
     """
@@ -28,6 +29,7 @@ class Position:
 
     evaluations: list[tuple[int, HeldOut]] = field(default_factory=list)
     seconds: float = 0.0
+    recent_losses: list[float] = field(default_factory=list)
     metrics_bytes: int = 0
     finished: bool = False
 

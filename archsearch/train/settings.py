@@ -13,6 +13,7 @@ from archsearch.errors import CheckpointError, InputError
 
 Schedule = Literal["cosine", "wsd"]
 Dtype = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "muon"]
 
 TOKENS_PER_PARAMETER = 20
 """Default budget, the ratio of Hoffmann et al. (arXiv 2203.15556), unless the text runs out before."""
@@ -43,6 +44,14 @@ class TrainSettings:
     """Of the initial weights and the order of the data."""
     isolate_documents: bool = False
     """Whether documents that are packed into one sequence see nothing of each other."""
+    optimizer: OptimizerName = "adamw"
+    """`muon` is for the hidden matrices only; embedding, norms, biases and convolutions stay with AdamW."""
+    dtype: Dtype | None = None
+    """Of matrix products; by default bf16 where this machine is measured to multiply faster with it."""
+    compile: bool = False
+    """Compile the layers with torch.compile: a wait at the start, faster updates after it."""
+    max_spike: float = 3.0
+    """Nats that a loss may lie above the median of the last updates before the training stops; 0 for no limit. A resume may change it."""
     threads: int | None = None
     """CPU threads; the default is torch's."""
     eval_tokens: int | None = None
@@ -65,10 +74,17 @@ class TrainSettings:
                 raise InputError(f"{name}: must be above 0, got {value}")
         if self.evaluations < 2:
             raise InputError(f"evaluations: must be at least 2 (before and after), got {self.evaluations}")
-        if self.sample_tokens < 0 or self.save_every_seconds < 0 or self.seed < 0:
-            raise InputError("sample_tokens, save_every_seconds and seed must not be negative")
+        for name in ("sample_tokens", "save_every_seconds", "seed", "max_spike"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}: must not be negative, got {getattr(self, name)}")
         if self.schedule not in ("cosine", "wsd"):
             raise InputError(f"schedule: must be cosine or wsd, got {self.schedule!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"optimizer: must be adamw or muon, got {self.optimizer!r}")
+        if self.dtype not in (None, "fp32", "bf16"):
+            raise InputError(f"dtype: must be fp32 or bf16, got {self.dtype!r}")
+        if self.compile and self.isolate_documents:
+            raise InputError("compile: does not go together with isolate_documents, whose shapes change with every batch; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +119,8 @@ class TrainPlan:
     prompts: tuple[str, ...]
     threads: int
     isolate_documents: bool = False
+    optimizer: OptimizerName = "adamw"
+    compile: bool = False
     device: str = "cpu"
     dtype: Dtype = "fp32"
     max_seconds: float | None = None

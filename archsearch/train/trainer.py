@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,19 +17,12 @@ from archsearch.data import TokenData
 from archsearch.errors import CheckpointError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
+from archsearch.train.allocator import keep_freed_memory
+from archsearch.train.optimizers import UpdateRule
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import Dtype, TrainPlan
+from archsearch.train.stops import NonFinite, SpikeWatch
 from operators.documents import Documents
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class NonFinite(Exception):
-    """Loss or gradient is not a number; the update was not made. `ids_BT` is the batch, if it was one."""
-
-    def __init__(self, what: str, value: float, ids_BT: npt.NDArray[np.int64] | None) -> None:
-        super().__init__(f"{what} is {value}")
-        self.ids_BT = ids_BT
 
 
 class Trainer:
@@ -45,7 +36,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             self.model = LanguageModel(spec).to(plan.device)
-        self.optimizer = _adamw(self.model, plan)
+        self.optimizer = UpdateRule(self.model, plan)
+        self.spikes = SpikeWatch()
+        if plan.device == "cpu":
+            keep_freed_memory()
+        if plan.compile:
+            self.model.compile_layers()
 
     def update(self) -> tuple[float, float]:
         """One step: `(loss, gradient norm)`, loss in nats a token before the update.
@@ -53,11 +49,9 @@ class Trainer:
         Random numbers (an operator of yours may draw some) follow from seed and step, so that there is no state of them to keep.
 
         Raises:
-            NonFinite: weights and moments are as before.
+            BadUpdate: loss or gradient is no number, or the loss leaps.
         """
         plan = self.plan
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(plan, self.step)
         ids_BT = self.batches.at(self.step)
         self.model.train()
         self.optimizer.zero_grad()
@@ -65,11 +59,13 @@ class Trainer:
             torch.manual_seed(plan.seed * 1_000_003 + self.step)
             loss = self._backward(torch.from_numpy(ids_BT).to(plan.device))
         if not math.isfinite(loss):
-            raise NonFinite("the loss", loss, ids_BT)
+            raise NonFinite(f"the loss is {loss}", ids_BT)
+        self.spikes.check(loss, ids_BT)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip))
         if not math.isfinite(norm):
-            raise NonFinite("the gradient norm", norm, ids_BT)
-        self.optimizer.step()
+            raise NonFinite(f"the gradient norm is {norm}", ids_BT)
+        self.optimizer.step(learning_rate(plan, self.step))
+        self.spikes.add(loss)
         self.step += 1
         return loss, norm
 
@@ -88,13 +84,7 @@ class Trainer:
         """Weights and moments as safetensors files."""
         weights = {name: parameter.detach().contiguous() for name, parameter in self.model.named_parameters()}
         save_file(weights, folder / MODEL)
-        moments = {
-            f"{moment}/{name}": self.optimizer.state[parameter][moment].contiguous()
-            for name, parameter in self.model.named_parameters()
-            for moment in MOMENTS
-            if parameter in self.optimizer.state
-        }
-        save_file(moments, folder / OPTIMIZER)
+        save_file(self.optimizer.tensors(), folder / OPTIMIZER)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same spec.
@@ -109,14 +99,11 @@ class Trainer:
         except RuntimeError as error:
             problem = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{checkpoint.path / MODEL}: does not fit the spec: {problem}; {WAY_OUT}") from error
-        for name, parameter in self.model.named_parameters() if checkpoint.step else ():
-            state: dict[str, Tensor] = {"step": torch.tensor(float(checkpoint.step))}
-            for moment in MOMENTS:
-                tensor = moments.get(f"{moment}/{name}")
-                if tensor is None or tensor.shape != parameter.shape:
-                    raise CheckpointError(f"{checkpoint.path / OPTIMIZER}: has no fitting {moment} for {name}; {WAY_OUT}")
-                state[moment] = tensor.to(parameter.device)
-            self.optimizer.state[parameter] = state
+        try:
+            if checkpoint.step:
+                self.optimizer.load(moments, checkpoint.step)
+        except KeyError as error:
+            raise CheckpointError(f"{checkpoint.path / OPTIMIZER}: has no fitting {error.args[0]}; {WAY_OUT}") from error
         self.step = checkpoint.step
 
 
@@ -124,16 +111,6 @@ def documents_of(ids_BT: Tensor, plan: TrainPlan, end_of_document: int) -> Docum
     """The documents in inputs, where the plan wants them apart. The token that ends one is the input that the next begins with,
     as a prompt does."""
     return Documents.after(ids_BT, end_of_document) if plan.isolate_documents else None
-
-
-def _adamw(model: LanguageModel, plan: TrainPlan) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); matrices decay, norms, biases and depthwise convolutions (a gain a channel and tap) do not."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": plan.weight_decay},
-        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.beta1, plan.beta2), eps=plan.epsilon, fused=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from archsearch.checkpoint import Checkpoint
+from archsearch.checkpoint import COMPLETE, INCOMING, Checkpoint
 from archsearch.data import TokenData, open_corpus, prepare
 from archsearch.errors import CheckpointError, InputError, RunError
 from archsearch.model import LanguageModel
@@ -43,7 +43,9 @@ from archsearch.train import (
 from archsearch.train.evaluate import evaluate
 from archsearch.train.interrupt import uninterrupted
 from archsearch.train.planning import make_plan
+from archsearch.train.position import read_position
 from archsearch.train.schedule import learning_rate, phases
+from archsearch.train.stops import Spike, SpikeWatch
 from archsearch.train.trainer import Trainer, fastest_dtype
 
 SETTINGS = TrainSettings(
@@ -209,6 +211,44 @@ def test_only_matrices_decay(tiny_spec: ArchSpec, data: TokenData, plan: TrainPl
     assert not [name for name in groups[0.1] if "norm" in name or name.endswith("bias")]
 
 
+def test_muon_is_for_hidden_matrices_only(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    trainer = Trainer(tiny_spec, data, replace(plan, optimizer="muon"))
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    adamw, muon = ({names[id(p)] for group in part.param_groups for p in group["params"]} for part in trainer.optimizer.parts)
+    assert adamw | muon == set(names.values())
+    assert not adamw & muon
+    assert {"embed_tokens.weight", "layers.0.operator.conv.weight", "embedding_norm.weight", "layers.2.operator.gk_proj.1.bias"} < adamw
+    assert {"layers.0.operator.in_proj.weight", "layers.3.ffn.w2.weight", "layers.2.operator.gk_proj.0.weight"} < muon
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    rate = learning_rate(trainer.plan, 0)
+    trainer.update()
+    update = (trainer.model.get_parameter("layers.0.ffn.w1.weight") - before["layers.0.ffn.w1.weight"]).detach()
+    assert 0.1 * rate < update.square().mean().sqrt() < 0.4 * rate, "the size of AdamW's, 0.2 (arXiv 2502.16982)"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # from within torch.compile
+def test_compiled_layers_train_the_same_model(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    losses = {}
+    for compiled in (False, True):
+        trainer = Trainer(replace(tiny_spec, layers=tiny_spec.layers[:1]), data, replace(plan, compile=compiled))
+        losses[compiled] = [trainer.update()[0] for _ in range(3)]
+        assert not [name for name, _ in trainer.model.named_parameters() if "orig_mod" in name]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_seed_decides_everything(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan, optimizer: Any) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = Trainer(tiny_spec, data, replace(plan, seed=seed, optimizer=optimizer))
+        losses = [trainer.update() for _ in range(3)]
+        runs.append((losses, [parameter.detach().clone() for parameter in trainer.model.parameters()]))
+    first, again, other = runs
+    assert first[0] == again[0] != other[0]
+    assert all(torch.equal(one, two) for one, two in zip(first[1], again[1], strict=True))
+
+
 # --- resume ---------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +367,66 @@ def test_a_killed_training_resumes_exactly(tiny_spec: ArchSpec, texts: Path, cac
     assert_same_training(uninterrupted_run, out)
 
 
+KILLED_IN_SAVE = """
+import os, shutil, signal
+from pathlib import Path
+from archsearch import checkpoint
+
+calls, save = 0, checkpoint.save_checkpoint
+
+def count(owner, name):
+    original = getattr(owner, name)
+    def counted(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == last_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    setattr(owner, name, counted)
+
+def save_and_die(path, spec, step, write):
+    if step >= 5:
+        for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "write_text"), (Path, "mkdir"), (Path, "rmdir")):
+            count(owner, name)
+    save(path, spec, step, write)
+
+*_, texts, out, cache, resume, last_call = __import__("sys").argv
+last_call = int(last_call)
+__import__("sys").argv = ["", texts, out, cache, resume]
+import archsearch.train.loop
+archsearch.train.loop.save_checkpoint = save_and_die
+"""
+
+
+@pytest.mark.slow
+def test_a_training_killed_in_a_save_resumes_exactly(
+    tiny_spec: ArchSpec, texts: Path, cache: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
+    """A real kill -9 in the save of step 5: while files are written, while they are flushed, and while they move to their place."""
+    tiny_spec.write(cache / "tiny.toml")
+    left_behind = set()
+    for last_call in (3, 8, 13, 16):
+        out = tmp_path / str(last_call)
+        script = KILLED_IN_SAVE + KILLED.replace("SAVE_SHARE = 1.0", "SAVE_SHARE = 1e9")  # a save after every step
+        command = [sys.executable, "-c", script, str(texts), str(out), str(cache), "", str(last_call)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        left_behind |= {name for name in (INCOMING, COMPLETE) if (out / name).exists()}
+        assert Checkpoint.open(out).step in (4, 5)
+        list(train(tiny_spec, (), out, resume=True, cache_dir=cache))
+        assert_same_training(uninterrupted_run, out)
+    assert left_behind == {INCOMING, COMPLETE}, "it died before and after the new checkpoint stood"
+
+
+def test_muon_resumes_exactly(tiny_spec: ArchSpec, texts: Path, cache: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, optimizer="muon", isolate_documents=True)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    list(train(tiny_spec, [texts], whole, settings=settings, cache_dir=cache))
+    list(_until(train(tiny_spec, [texts], cut, settings=settings, cache_dir=cache), Step))
+    list(train(tiny_spec, (), cut, resume=True, cache_dir=cache))
+    assert_same_training(whole, cut)
+
+
 def test_a_finished_training_has_nothing_to_resume(tiny_spec: ArchSpec, cache: Path, uninterrupted_run: Path) -> None:
     before = (uninterrupted_run / "checkpoint.json").stat().st_mtime_ns
     started, finished = train(tiny_spec, (), uninterrupted_run, resume=True, cache_dir=cache)
@@ -384,6 +484,10 @@ def test_a_resume_with_other_settings_or_texts_is_refused(
         ({"evaluations": 1}, "at least 2"),
         ({"schedule": "none"}, "must be cosine or wsd"),
         ({"seed": -1}, "must not be negative"),
+        ({"max_spike": -1.0}, "max_spike: must not be negative"),
+        ({"optimizer": "sgd"}, "must be adamw or muon"),
+        ({"dtype": "fp8"}, "must be fp32 or bf16"),
+        ({"compile": True, "isolate_documents": True}, "does not go together"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
@@ -429,6 +533,51 @@ def test_no_number_stops_with_step_and_batch(
     assert opened.step == 3
     assert all(np.isfinite(value).all() for value in opened.weights().values())
     assert load_file(out / "nonfinite.safetensors")["ids"].shape == (4, 33)
+
+
+def test_a_leap_of_the_loss_stops_with_step_and_batch(
+    tiny_spec: ArchSpec, texts: Path, cache: Path, uninterrupted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twelfth batch costs 9 nats more: the training stops before its update, at the same place after a resume, and goes on where
+    it is told to, to the weights of a training without a limit."""
+    out = tmp_path / "out"
+    original = LanguageModel.loss
+    twelfth = Trainer(tiny_spec, prepare(open_corpus([texts]), 300, cache_dir=cache), read_position(Checkpoint.open(uninterrupted_run))[0])
+    bad_ids_BT = twelfth.batches.at(11)
+
+    def loss(self: LanguageModel, ids_BT: torch.Tensor, *args: Any) -> torch.Tensor:
+        leap = 9.0 if any(np.array_equal(ids_BT, part[:, :-1]) for part in np.split(bad_ids_BT, 2)) else 0.0
+        return original(self, ids_BT, *args) + leap
+
+    monkeypatch.setattr(LanguageModel, "loss", loss)
+    message = r"step 12: the loss leaps to 1\d\.\d+, [78]\.\d+ above the median of the last 11 updates; .*spike\.safetensors; look at"
+    with pytest.raises(RunError, match=message):
+        refused(tiny_spec, [texts], out, settings=SETTINGS, cache_dir=cache)
+    assert Checkpoint.open(out).step == 11
+    assert np.array_equal(load_file(out / "spike.safetensors")["ids"], bad_ids_BT)
+    with pytest.raises(RunError, match=message):
+        refused(tiny_spec, [], out, resume=True, cache_dir=cache)
+    list(train(tiny_spec, (), out, settings=TrainSettings(max_spike=0), resume=True, cache_dir=cache))
+    for name, value in state(uninterrupted_run).items():
+        assert np.array_equal(value, state(out)[name]), name
+
+
+def test_uneven_losses_are_no_leap() -> None:
+    """Ten robust deviations of an even series are; the same rise among losses that vary as much is not."""
+    even, uneven = SpikeWatch(1.0), SpikeWatch(1.0)
+    for step in range(20):
+        even.check(3.0, IDS)
+        even.add(3.0 + 0.01 * (step % 2))
+        uneven.add(3.0 + 0.5 * (step % 2))
+    uneven.check(5.0, IDS)
+    even.check(3.9, IDS)
+    with pytest.raises(Spike, match=r"leaps to 4\.50, 1\.50 above the median of the last 20"):
+        even.check(4.5, IDS)
+    SpikeWatch(0.0, [3.0] * 50).check(100.0, IDS)
+    SpikeWatch(1.0, [3.0] * 9).check(100.0, IDS)
+
+
+IDS = np.zeros((1, 2), dtype=np.int64)
 
 
 def test_a_full_disk_stops_in_one_line(
