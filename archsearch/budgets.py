@@ -68,6 +68,11 @@ class Budget:
             return f"{self.metric}>="
         return str(self.metric) if self.confidence is None else f"P({self.metric})"
 
+    @property
+    def amount(self) -> str:
+        """What is limited, among a layout's costs: the metric, or the percentile of it that the probability means."""
+        return str(self.metric) if self.confidence is None else self.name
+
     def excess(self, value: Any) -> Any:
         """By how much a value, or an array of them, misses the limit, relative to it; at most 0 is kept."""
         return 1 - value / self.limit if self.at_least else value / self.limit - 1

@@ -3,7 +3,8 @@
 from archsearch.search.designs import Design, DesignSpace
 from archsearch.search.files import write_results
 from archsearch.search.history import trials_frame
-from archsearch.search.result import FrontPoint, SearchResult
+from archsearch.search.resolve import resolve
+from archsearch.search.result import FrontPoint, ProposedPoint, SearchResult
 from archsearch.search.study import Searcher, SearchEvent
 
-__all__ = ["Design", "DesignSpace", "FrontPoint", "SearchEvent", "SearchResult", "Searcher", "trials_frame", "write_results"]
+__all__ = ["Design", "DesignSpace", "FrontPoint", "ProposedPoint", "SearchEvent", "SearchResult", "Searcher", "resolve", "trials_frame", "write_results"]

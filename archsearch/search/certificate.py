@@ -56,7 +56,7 @@ def certify(
         raise ValueError("there is no front to certify")
     chosen = np.unique(np.linspace(0, len(front) - 1, points).round().astype(int))
     best = np.maximum.accumulate(front.quality)
-    others = [budget for budget in model.budgets if budget.metric != latency.metric]
+    others = [budget for budget in model.budgets if budget.metric != latency.metric or budget.confidence is not None]
     certified = []
     for i in chosen:
         limit = Budget(latency.metric, float(front.latency[i]))

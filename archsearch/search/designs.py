@@ -121,6 +121,12 @@ class DesignSpace:
             layers[free[position]] = third
         return space.spec(layers, hidden_size=space.hidden_sizes[design.hidden], name=name)
 
+    def holds(self, spec: ArchSpec) -> bool:
+        """Whether a layout is of this space."""
+        space = self.space
+        blocks = set(space.blocks)
+        return spec.hidden_size in space.hidden_sizes and len(spec.layers) in space.depths and set(spec.layers) <= blocks
+
     def baselines(self) -> Iterator[tuple[str, Design]]:
         """Layouts that anyone would ask about, largest first: all of one kind, and LFM2's pattern.
 

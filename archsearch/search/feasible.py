@@ -6,9 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from archsearch.budgets import Budget, Metric
 from archsearch.errors import MissingMeasurement
 from archsearch.predict import CostTable
+from archsearch.search.risk import Spread, share_of_half, spread_of
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from operators.kinds import operator_for
@@ -40,7 +43,8 @@ class Costs:
         if not missed:
             return None
         worst = max(missed, key=lambda budget: self.excess[budget.name])
-        return f"{worst.metric} {self.values[str(worst.metric)]:.4g} {'<' if worst.at_least else '>'} {worst.limit:g}"
+        at = "" if worst.confidence is None else f" at {100 * worst.confidence:g} %"
+        return f"{worst.metric}{at} {self.values[worst.amount]:.4g} {'<' if worst.at_least else '>'} {worst.limit:g}"
 
 
 class CostModel:
@@ -50,6 +54,7 @@ class CostModel:
         self.space, self.table, self.metrics, self.budgets = space, table, tuple(metrics), tuple(budgets)
         self._constants: dict[tuple[int, Metric], float] = {}
         self._added: dict[tuple[int, BlockSpec, Metric], float] = {}
+        self._spreads: dict[tuple[int, Metric], Spread] = {}
 
     def constant(self, hidden_size: int, metric: Metric) -> float:
         key = (hidden_size, metric)
@@ -70,13 +75,43 @@ class CostModel:
         """All metrics of a layout, and how they stand to the budgets."""
         counts = spec.block_counts()
         values = {str(metric): self.value(spec.hidden_size, counts, metric) for metric in self.metrics}
-        return Costs(values=values, excess={budget.name: budget.excess(values[str(budget.metric)]) for budget in self.budgets})
+        for budget in self.budgets:
+            if budget.confidence is not None:
+                values[budget.amount] = self.amount(spec.hidden_size, counts, budget)
+        return Costs(values=values, excess={budget.name: budget.excess(values[budget.amount]) for budget in self.budgets})
+
+    def amount(self, hidden_size: int, counts: Mapping[BlockSpec, int], budget: Budget) -> float:
+        """What a budget limits: a metric's value, or the percentile of it that its probability means."""
+        value = self.value(hidden_size, counts, budget.metric)
+        if budget.confidence is None:
+            return value
+        row = self._row(counts)
+        return value + share_of_half(budget.confidence) * float(self.spread(hidden_size, budget.metric)(row[None, :], np.array([value]))[0])
+
+    def tangent(self, hidden_size: int, counts: Mapping[BlockSpec, int], budget: Budget) -> tuple[np.ndarray, float]:
+        """What a percentile adds to the value, in first order at these counts: by block, (B,), and a constant."""
+        assert budget.confidence is not None
+        row, value = self._row(counts), self.value(hidden_size, counts, budget.metric)
+        added = np.array([self.added(hidden_size, block, budget.metric) for block in self.space.blocks])
+        share, spread = share_of_half(budget.confidence), self.spread(hidden_size, budget.metric)
+        slope = share * spread.slope(row, value, added)
+        return slope, share * float(spread(row[None, :], np.array([value]))[0]) - float(slope @ row)
+
+    def spread(self, hidden_size: int, metric: Metric) -> Spread:
+        """The interval of a latency."""
+        key = (hidden_size, metric)
+        if key not in self._spreads:
+            self._spreads[key] = spread_of(self.table, self.space, hidden_size, metric)
+        return self._spreads[key]
+
+    def _row(self, counts: Mapping[BlockSpec, int]) -> np.ndarray:
+        return np.array([counts.get(block, 0) for block in self.space.blocks], dtype=float)
 
     def nearest(self) -> tuple[ArchSpec, Costs]:
         """The layout that misses the budgets least, exactly (`archsearch.search.programme`): one that keeps them all, if there is any."""
-        from archsearch.search.programme import Programme
+        from archsearch.search.programme import nearest
 
-        spec = Programme(self).nearest()
+        spec = nearest(self)
         return spec, self.costs(spec)
 
 
@@ -124,23 +159,3 @@ def primary_memory(table: CostTable, budgets: Sequence[Budget]) -> Metric:
             return budget.metric
     memory = [metric for metric in table.metrics() if metric.kind == "memory_mb"]
     return max(memory, key=lambda metric: metric.at or 0) if memory else Metric("parameters")
-
-
-def best_reachable(space: Space, model: CostModel, metric: Metric) -> float:
-    """The smallest value any layout of the space has, exact because costs add up over layers: the cheapest block everywhere."""
-    return min(
-        model.value(hidden, {min(space.blocks, key=lambda block: model.added(hidden, block, metric)): depth}, metric)
-        for hidden, depth in itertools.product(space.hidden_sizes, space.depths)
-    )
-
-
-def unreachable(space: Space, model: CostModel, nearest: Costs | None) -> dict[str, dict[str, float]]:
-    """For impossible budgets: each limit, the best value any layout reaches, and what the least violating layout has."""
-    return {
-        str(budget.metric): {
-            "limit": budget.limit,
-            "best_reachable": best_reachable(space, model, budget.metric),
-            **({"nearest_layout": nearest.values[str(budget.metric)]} if nearest is not None else {}),
-        }
-        for budget in model.budgets
-    }

@@ -106,7 +106,7 @@ class InnerSearch:
 
     def step(self) -> None:
         """One generation: children of the front, and as many of whatever is kept."""
-        filled = np.flatnonzero(np.isfinite(self.best))
+        filled = self.filled
         if len(filled) == 0:
             assert self.astray is not None
             pool = self.astray[0]
@@ -118,6 +118,11 @@ class InnerSearch:
             parents = self.kept[np.concatenate([self._drawn(front, batch - batch // 2), self._drawn(filled, batch // 2)])]
             mates = self.kept[self._drawn(front, batch)]
         self.add(self.moves.children(parents, mates))
+
+    @property
+    def filled(self) -> np.ndarray:
+        """Cells that hold a layout; cells of one niche follow each other, fastest first."""
+        return np.flatnonzero(np.isfinite(self.best))
 
     def _drawn(self, cells: np.ndarray, count: int) -> np.ndarray:
         return np.asarray(cells[self.rng.integers(len(cells), size=count)])
@@ -142,7 +147,7 @@ class InnerSearch:
         return np.concatenate(found)
 
     def front(self) -> Front:
-        filled = np.flatnonzero(np.isfinite(self.best))
+        filled = self.filled
         cells = self._front_cells(filled)
         cells = cells[np.argsort(self.at[cells], kind="stable")]
         return Front(self.kept[cells], self.at[cells], self.best[cells], cells // (len(self.edges) + 1))

@@ -40,18 +40,56 @@ class FrontPoint:
             "quality": self.quality.to_dict(),
             "costs": self.costs.values,
             "evidence": self.evidence(),
+            "trained": True,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposedPoint:
+    """A layout that was not trained: what a model of the trainings expects of it.
+
+    Attributes:
+        text, deviation: bits a byte and their standard deviation; None where too little is trained for a model.
+        can_recall: by its structure (`archsearch.quality.structure`).
+        basis: what the expectation rests on, in words.
+    """
+
+    spec: ArchSpec
+    costs: Costs
+    text: float | None
+    deviation: float | None
+    can_recall: bool
+    basis: str
+
+    def evidence(self) -> str:
+        return f"not trained: {self.basis}"
+
+    def to_dict(self) -> dict[str, Any]:
+        quality = {"text_bits_per_byte": self.text, "text_deviation": self.deviation, "can_recall": self.can_recall}
+        return {
+            "spec": self.spec.to_dict(),
+            "spec_id": self.spec.spec_id,
+            "quality": quality,
+            "costs": self.costs.values,
+            "evidence": self.evidence(),
+            "trained": False,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """`best` is None when no layout keeps the budgets; then `unreachable` says what stands in the way."""
+    """`best` is None when no layout keeps the budgets, and `unreachable` says what stands in the way; or when none that keeps them is trained.
+
+    `proposed` are layouts within the budgets that are not trained, and that are expected to be on the front.
+    """
 
     feasible: bool
     front: tuple[FrontPoint, ...] = ()
     best: FrontPoint | None = None
     unreachable: dict[str, dict[str, float]] = field(default_factory=dict)
     nearest: ArchSpec | None = None
+    proposed: tuple[ProposedPoint, ...] = ()
+    certificate: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `archsearch search` prints."""
@@ -60,7 +98,8 @@ class SearchResult:
             "front": [point.to_dict() for point in self.front],
             "best": self.best.to_dict() if self.best else None,
             "unreachable": self.unreachable,
-        }
+            "proposed": [point.to_dict() for point in self.proposed],
+        } | ({"certificate": self.certificate} if self.certificate is not None else {})
 
 
 def pareto_front(points: Sequence[FrontPoint], latency: str, memory: str) -> tuple[FrontPoint, ...]:

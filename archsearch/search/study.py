@@ -1,32 +1,37 @@
-"""The search: an Optuna study is the book of everything that was paid for.
+"""The search: what is predicted is nearly free, what is trained is paid for and written into a book (`archsearch.search.book`).
 
-Designs come from a cheap inner pass over predicted costs (baselines, then layouts spread along latency), after that from
-Optuna's sampler. Each is checked against the budgets by prediction; one that misses any is told so, with its reason, and never
-trained. The same command goes on where it was stopped: finished trainings are kept (`quality.jsonl`), trials too (`study.db`).
+Layouts come first from baselines and an even spread over latency (`seeds`), after that from an inner search under a model that
+learns from the trainings so far (`proposer`). Each is checked against the budgets by prediction; one that misses any is told so,
+with its reason, and never trained. The same command goes on where it was stopped: finished trainings are kept (`quality.jsonl`),
+trials too (`study.db`).
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from archsearch.budgets import Budget
 from archsearch.errors import RunError
 from archsearch.predict import CostTable
-from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality, structure
-from archsearch.search.designs import Design, DesignSpace
-from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics, unreachable
-from archsearch.search.owner import is_gone, owner
-from archsearch.search.programme import Programme
+from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality
+from archsearch.search import book, seeds
+from archsearch.search.designs import DesignSpace
+from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics
+from archsearch.search.layouts import Layouts
+from archsearch.search.proposer import Proposer
 from archsearch.search.result import FrontPoint, SearchResult, choose, pareto_front
-from archsearch.search.storage import open_storage, storage_errors, study_url
+from archsearch.search.seeds import InnerDesign
+from archsearch.search.storage import storage_errors, study_url
+from archsearch.search.table import CostArrays
+from archsearch.search.unreachable import unreachable
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 
@@ -35,17 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INNER_SAMPLES = 3000
-FEW_FEASIBLE = 50
-"""With fewer feasible layouts in the sample than this, some are found by integer programming."""
-SEED_SHARE = 2 / 3
-"""Of the trials, at most this share is fixed beforehand; the sampler, which learns from them, has the rest."""
-ASKS_A_TRIAL = 10
-"""Proposals a sampler may spend to find one feasible new layout, before the inner pass proposes in its place."""
-TPE_TRIALS = 300
-"""Up to here TPE finds more than NSGA-II on this encoding, beyond it less (docs/search.md)."""
-DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize", "minimize"]
-RECALL, TEXT = "recall", "text_bits_per_byte"
+INNER_SAMPLES = seeds.INNER_SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +55,12 @@ class SearchEvent:
     seconds_left: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class InnerDesign:
-    """A layout of the inner pass with its predicted costs."""
+@dataclass
+class Batch:
+    """Trials that are to be trained now, and what was told of those that are not."""
 
-    design: Design
-    spec: ArchSpec
-    costs: Costs
-    label: str = ""
-    retry_of: int | None = None
-    """The trial that was cut off with this layout."""
+    accepted: list[tuple[optuna.trial.Trial, ArchSpec]]
+    refused: list[SearchEvent]
 
 
 class Searcher:
@@ -105,10 +96,13 @@ class Searcher:
         self.budgets, self.trials, self.seed = tuple(budgets), trials, seed
         self.designs = DesignSpace(self.space)
         self.url = study_url(run_dir, storage)
-        self.points: list[FrontPoint] = []
+        self.trained: list[FrontPoint] = []
+        """Every trained layout, also those over today's budgets."""
         self.nearest: InnerDesign | None = None
-        self._given_up: dict[str, str] = {}
+        self._given_up: dict[str, tuple[ArchSpec, str]] = {}
         self._model: CostModel | None = None
+        self._proposer: Proposer | None = None
+        self._refused: set[tuple[str, str]] = set()
         self._began = time.monotonic()
         self._trained_now = 0
 
@@ -119,69 +113,38 @@ class Searcher:
         """Costs against today's budgets."""
         if self._model is None or self._model.budgets != self.budgets:
             self._model = CostModel(self.space, self.table, self.metrics, self.budgets)
+            self._proposer = None
         return self._model
+
+    @property
+    def proposer(self) -> Proposer:
+        """What proposes layouts within today's budgets; not the same random numbers again when a search goes on."""
+        model = self.model
+        if self._proposer is None:
+            self._proposer = Proposer(CostArrays(model, self.metrics), self.latency, seed=self.seed + 7919 * len(self.trained))
+        return self._proposer
 
     def costs(self, spec: ArchSpec) -> Costs:
         return self.model.costs(spec)
 
     def inner(self) -> list[InnerDesign]:
-        """Baselines, designs and the layout nearest to the budgets, with predicted costs; the same for the same seed.
-
-        Where there are more than `INNER_SAMPLES` designs, as many at random.
-        Where the budgets leave little room, layouts that use it to the full in various directions too.
-        """
-        generator = random.Random(self.seed)
-        found: dict[tuple[Any, ...], InnerDesign] = {}
-
-        def add(spec: ArchSpec, design: Design, label: str = "") -> None:
-            key = (spec.hidden_size, spec.layers)
-            if key not in found:
-                found[key] = InnerDesign(design=design, spec=spec, costs=self.costs(spec), label=label)
-
-        done: set[str] = set()
-        for label, design in self.designs.baselines():
-            spec = self.designs.spec(design)
-            if label not in done and self.costs(spec).feasible:
-                done.add(label)
-                add(spec, design, label)
-        for label, design in self.designs.baselines():
-            if label not in done:  # over budget at every size: the largest is shown
-                done.add(label)
-                add(self.designs.spec(design), design, label)
-        few = self.designs.size <= INNER_SAMPLES
-        for design in self.designs.all() if few else (self.designs.random(generator) for _ in range(INNER_SAMPLES)):
-            add(self.designs.spec(design), design)
-        nearest, costs = self.model.nearest()
-        add(nearest, self.designs.nearest(nearest))
-        if costs.feasible and sum(entry.costs.feasible for entry in found.values()) < FEW_FEASIBLE:
-            programme = Programme(self.model)
-            for _ in range(FEW_FEASIBLE):
-                favourite = programme.favourite({block: generator.gauss(0, 1) for block in self.space.blocks})
-                if favourite is not None:
-                    add(favourite, self.designs.nearest(favourite))
-        return list(found.values())
+        """Baselines, designs and the layout nearest to the budgets, with predicted costs; see `seeds.inner_pass`."""
+        return seeds.inner_pass(self.designs, self.model, self.seed, INNER_SAMPLES)
 
     def seeds(self, inner: Sequence[InnerDesign]) -> list[InnerDesign]:
-        """What is trained first: feasible baselines in turn with layouts spread evenly over latency.
+        """What is trained first; see `seeds.choose_seeds`."""
+        return seeds.choose_seeds(inner, self.trials, str(self.latency))
 
-        Of those with about the same latency, one whose structure can recall (`quality.structure`), with operators that were
-        not chosen yet, and with the most parameters.
-        """
-        wanted = max(1, round(self.trials * SEED_SHARE))
-        feasible = [entry for entry in inner if entry.costs.feasible]
-        baselines = sorted((entry for entry in feasible if entry.label), key=lambda entry: entry.label.startswith("all"))
-        others = sorted((entry for entry in feasible if not entry.label), key=lambda entry: entry.costs.values[str(self.latency)])
-        bins = max(wanted - len(baselines), wanted // 2)
-        chosen: list[InnerDesign] = []
-        used: list[frozenset[Any]] = []
-        for i in range(bins):
-            group = others[i * len(others) // bins : (i + 1) * len(others) // bins]
-            if group:
-                best = max(group, key=lambda entry: (structure(entry.spec).can_recall, -used.count(_kinds(entry)), _size(entry)))
-                chosen.append(best)
-                used.append(_kinds(best))
-        pairs = itertools.zip_longest(baselines, chosen)
-        return [entry for pair in pairs for entry in pair if entry is not None][:wanted]
+    @property
+    def points(self) -> list[FrontPoint]:
+        """Trained layouts that keep today's budgets."""
+        return [point for point in self.trained if point.costs.feasible]
+
+    def taught(self) -> tuple[Layouts, np.ndarray]:
+        """Trained layouts as integers, and how good they are at text (minus bits a byte): what the model learns from."""
+        known = [point for point in self.trained if self.designs.holds(point.spec)]
+        codec = self.proposer.codec
+        return codec.encode([point.spec for point in known]), np.array([-point.quality.text.value for point in known])
 
     # -- the study -------------------------------------------------------------------------------------------------------
 
@@ -195,32 +158,15 @@ class Searcher:
         Raises:
             StoreError: see `open_storage`.
         """
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = open_storage(self.url)
-        with storage_errors(self.url, opening=True):
-            study = optuna.create_study(study_name=self.study_name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
-            # Not the same random numbers again when a search goes on.
-            seed = self.seed + 7919 * len(study.get_trials(deepcopy=False))
-            study.sampler = (
-                optuna.samplers.TPESampler(seed=seed)
-                if self.trials <= TPE_TRIALS
-                else optuna.samplers.NSGAIISampler(population_size=50, seed=seed)
-            )
-            now = {
-                "space_id": self.space.space_id,
-                "objectives": [RECALL, TEXT, str(self.latency), str(self.memory)],
-                "device": self.table.device,
-                "budgets": [str(budget) for budget in self.budgets],
-                "seed": self.seed,
-                "left_out": self.left_out,
-            }
-            for name, value in now.items():
-                if name in study.user_attrs and study.user_attrs[name] != value:
-                    log.info("%s: %s was %s and is %s; costs are predicted anew", self.study_name, name, study.user_attrs[name], value)
-                study.set_user_attr(name, value)
-        return study
+        attributes = {
+            "space_id": self.space.space_id,
+            "objectives": [book.RECALL, book.TEXT, str(self.latency), str(self.memory)],
+            "device": self.table.device,
+            "budgets": [str(budget) for budget in self.budgets],
+            "seed": self.seed,
+            "left_out": self.left_out,
+        }
+        return book.open_study(self.url, self.study_name, self.seed, attributes)
 
     def run(self) -> Iterator[SearchEvent]:
         """Search; `result` tells what was found, also before the end.
@@ -236,7 +182,7 @@ class Searcher:
         self._began, self._trained_now = time.monotonic(), 0
         study = self.open_study()
         with storage_errors(self.url):
-            queue = self.recover(study) + self.seeds(inner)
+            queue = self.recover(study) + self.over_budget(inner) + self.seeds(inner)
             spare = [entry for entry in inner if entry.costs.feasible]
             random.Random(self.seed + 1).shuffle(spare)
             while len(self.points) < self.trials:
@@ -246,114 +192,104 @@ class Searcher:
                     break  # every feasible layout that is known is trained
                 yield from self.train(study, batch.accepted)
         if not self.points:
-            raise RunError(f"no layout could be trained: {next(iter(self._given_up.values()), 'none was proposed')}")
+            reasons = [reason for _, reason in self._given_up.values()]
+            raise RunError(f"no layout could be trained: {reasons[0] if reasons else 'none was proposed'}")
 
     def recover(self, study: optuna.Study) -> list[InnerDesign]:
         """Take up what earlier runs left: trained layouts count again; trials that were cut off fail and are tried once more."""
-        import optuna
-
         again = []
-        for trial in study.get_trials(deepcopy=False):
-            if "spec" not in trial.user_attrs:
-                if trial.state == optuna.trial.TrialState.RUNNING and is_gone(trial.user_attrs.get("owner")):
-                    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                continue
-            spec = ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
-            if trial.state == optuna.trial.TrialState.RUNNING and is_gone(trial.user_attrs.get("owner")):
-                second = "retry_of" in trial.user_attrs
-                reason = "cut off, for the second time" if second else "cut off; its layout is tried again"
-                study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                if second:
-                    self._given_up[spec.spec_id] = f"{spec.pattern}: the search was cut off twice while it trained this layout"
-                elif self.costs(spec).feasible:
-                    design = self.designs.design(trial.params)
-                    again.append(InnerDesign(design=design, spec=spec, costs=self.costs(spec), retry_of=trial.number))
-            elif trial.state == optuna.trial.TrialState.COMPLETE:
-                quality = self.evaluator.cached(spec)
-                if quality is not None:
-                    self.keep(spec, quality, trial.number)
+        for cut in list(book.fail_cut_off(study)):
+            if not cut.again:
+                self._given_up[cut.spec.spec_id] = (
+                    cut.spec,
+                    f"{cut.spec.pattern}: the search was cut off twice while it trained this layout",
+                )
+            elif self.costs(cut.spec).feasible:
+                design = self.designs.design(cut.params)
+                again.append(InnerDesign(design=design, spec=cut.spec, costs=self.costs(cut.spec), retry_of=cut.number))
+        self.read(study)
         return again
 
-    def keep(self, spec: ArchSpec, quality: LayoutQuality, trial: int) -> FrontPoint | None:
-        """A trained layout, if it is new and keeps today's budgets."""
-        costs = self.costs(spec)
-        if not costs.feasible or any(point.spec.spec_id == spec.spec_id for point in self.points):
-            return None
-        point = FrontPoint(spec=spec, quality=quality, costs=costs, trial=trial)
-        self.points.append(point)
-        return point
+    def read(self, study: optuna.Study) -> None:
+        """Take up what is trained, without changing anything."""
+        self._refused = book.refused(study)
+        for number, spec in book.trained(study):
+            quality = self.evaluator.cached(spec)
+            if quality is not None:
+                self.keep(spec, quality, number)
 
-    @dataclass
-    class Batch:
-        accepted: list[tuple[optuna.trial.Trial, ArchSpec]]
-        refused: list[SearchEvent]
+    def look_up(self) -> None:
+        """Whether today's budgets can be kept, and what is trained; changes nothing.
+
+        Raises:
+            StoreError: the study cannot be read.
+        """
+        spec, costs = self.model.nearest()
+        self.nearest = InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=costs)
+        study = book.existing_study(self.url, self.study_name)
+        if study is not None:
+            with storage_errors(self.url):
+                self.read(study)
+
+    def over_budget(self, inner: Sequence[InnerDesign]) -> list[InnerDesign]:
+        """Baselines that miss a budget: the book says which."""
+        return [entry for entry in inner if entry.label and not entry.costs.feasible]
+
+    def keep(self, spec: ArchSpec, quality: LayoutQuality, trial: int) -> None:
+        """Note a trained layout, if it is new."""
+        if all(point.spec.spec_id != spec.spec_id for point in self.trained):
+            self.trained.append(FrontPoint(spec=spec, quality=quality, costs=self.costs(spec), trial=trial))
 
     def propose(self, study: optuna.Study, queue: list[InnerDesign], spare: list[InnerDesign], count: int) -> Batch:
-        """Feasible layouts that were not trained yet: from the queue, then from the sampler, then from the inner pass."""
-        batch = Searcher.Batch([], [])
-        seen = {point.spec.spec_id for point in self.points} | set(self._given_up)
-        asks = 0
+        """Feasible layouts that were not trained yet: from the queue, then from the model, then from the inner pass."""
+        batch = Batch([], [])
+        tried = {point.spec.spec_id: point.spec for point in self.trained} | {key: spec for key, (spec, _) in self._given_up.items()}
         while len(batch.accepted) < count:
-            source = None
-            while queue and source is None:
-                entry = queue.pop(0)
-                source = entry if entry.spec.spec_id not in seen else None
-            if source is None and asks >= ASKS_A_TRIAL * count:
-                source = next((entry for entry in spare if entry.spec.spec_id not in seen), None)
-                if source is None:
-                    return batch
-            if source is not None:
-                study.enqueue_trial(source.design.to_dict())
-            asks += 1
-            trial = study.ask(self.designs.distributions())
-            spec = source.spec if source is not None else self.designs.spec(self.designs.design(trial.params))
-            # The layout itself: of those that integer programming found, the parameters tell only the gist.
-            trial.set_user_attr("spec", spec.to_json())
-            if spec.spec_id in seen:
-                self.refuse(study, trial, spec, "the same layout as an earlier trial")
-                continue
-            trial.set_user_attr("owner", owner())
-            trial.set_user_attr("source", (source.label or "inner pass") if source is not None else "sampler")
-            if source is not None and source.retry_of is not None:
-                trial.set_user_attr("retry_of", source.retry_of)
+            entry = self._next(queue, spare, tried)
+            if entry is None:
+                return batch
+            trial, spec = book.ask(study, self.designs, entry)
             costs = self.costs(spec)
-            for name, excess in costs.excess.items():
-                trial.set_constraint(name, excess)
-            trial.set_user_attr("costs", costs.values)
             reason = costs.reason(self.budgets)
-            if reason is not None:
-                batch.refused.append(self.refuse(study, trial, spec, reason))
+            if spec.spec_id in tried:
+                book.refuse(study, trial, "the same layout as an earlier trial")
                 continue
-            seen.add(spec.spec_id)
+            book.write_costs(trial, costs)
+            if reason is not None:
+                book.refuse(study, trial, reason)
+                batch.refused.append(self.event(trial.number, spec, f"over budget, not trained: {reason}"))
+                continue
+            tried[spec.spec_id] = spec
             batch.accepted.append((trial, spec))
         return batch
 
-    def refuse(self, study: optuna.Study, trial: optuna.trial.Trial, spec: ArchSpec, reason: str) -> SearchEvent:
-        import optuna
-
-        trial.set_user_attr("reason", reason)
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        return self.event(trial.number, spec, f"over budget, not trained: {reason}")
+    def _next(self, queue: list[InnerDesign], spare: Sequence[InnerDesign], tried: dict[str, ArchSpec]) -> InnerDesign | None:
+        while queue:
+            entry = queue.pop(0)
+            known = (entry.spec.to_json(), entry.costs.reason(self.budgets) or "") in self._refused
+            if entry.spec.spec_id not in tried and not known:
+                return entry
+        codec = self.proposer.codec
+        seen = set(codec.keys(codec.encode([spec for spec in tried.values() if self.designs.holds(spec)])))
+        proposed = self.proposer.propose(*self.taught(), seen)
+        if proposed is not None:
+            spec = codec.decode(proposed)[0]
+            return InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=self.costs(spec), label="model")
+        return next((entry for entry in spare if entry.spec.spec_id not in tried), None)
 
     def train(self, study: optuna.Study, batch: Sequence[tuple[optuna.trial.Trial, ArchSpec]]) -> Iterator[SearchEvent]:
-        import optuna
-
+        """Train, tell the study, and yield each as it ends."""
         trials = {spec.spec_id: trial for trial, spec in batch}
         for quality in self.evaluator.evaluate_all(spec for _, spec in batch):
             trial, spec = trials[quality.spec.spec_id], quality.spec
             if isinstance(quality, EvaluationFailure):
                 log.warning("trial %d (%s) failed: %s", trial.number, spec.pattern, quality.reason)
-                self._given_up[spec.spec_id] = f"{spec.pattern}: {quality.reason}"
-                trial.set_user_attr("reason", quality.reason)
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                self._given_up[spec.spec_id] = (spec, f"{spec.pattern}: {quality.reason}")
+                book.fail(study, trial, quality.reason)
                 yield self.event(trial.number, spec, f"failed: {quality.reason}")
                 continue
-            for name, value in quality.to_dict().items():
-                trial.set_user_attr(name, value)
             costs = self.costs(spec).values
-            recall = 1.0 if quality.solves_recall else quality.recall.value
-            study.tell(trial, [recall, quality.text.value, costs[str(self.latency)], costs[str(self.memory)]])
+            book.finish(study, trial, quality, costs[str(self.latency)], costs[str(self.memory)])
             self.keep(spec, quality, trial.number)
             self._trained_now += 1
             solved = "solved" if quality.solves_recall else "unresolved"
@@ -371,18 +307,7 @@ class Searcher:
         """What is known so far. Impossible budgets are recognised exactly, by integer programming, not by a lack of luck."""
         nearest = self.nearest
         if nearest is not None and not nearest.costs.feasible:
-            return SearchResult(feasible=False, unreachable=unreachable(self.space, self.model, nearest.costs), nearest=nearest.spec)
+            return SearchResult(feasible=False, unreachable=unreachable(self.model, nearest.costs), nearest=nearest.spec)
         latency, memory = str(self.latency), str(self.memory)
         front = pareto_front(self.points, latency, memory)
         return SearchResult(feasible=True, front=front, best=choose(front, latency))
-
-
-def _kinds(entry: InnerDesign) -> frozenset[Any]:
-    return frozenset(block.operator for block in entry.spec.layers)
-
-
-def _size(entry: InnerDesign) -> int:
-    from operators.costs import model_parameters
-
-    spec = entry.spec
-    return model_parameters(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)

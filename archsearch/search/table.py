@@ -9,6 +9,7 @@ import numpy as np
 from archsearch.budgets import Metric
 from archsearch.search.feasible import ROUNDING, CostModel
 from archsearch.search.layouts import Codec, Layouts
+from archsearch.search.risk import share_of_half
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class CostArrays:
         """(hidden sizes, B + 1, M): what a layer adds; the last, nothing."""
         self._flat = self.added.reshape(-1, len(self.metrics))
         self._columns = [self.metrics.index(budget.metric) for budget in model.budgets]
+        self._shares = [share_of_half(budget.confidence) if budget.confidence is not None else 0.0 for budget in model.budgets]
 
     def values(self, layouts: Layouts) -> np.ndarray:
         """(n, M)."""
@@ -52,8 +54,23 @@ class CostArrays:
 
     def evaluate(self, layouts: Layouts) -> Evaluated:
         values = self.values(layouts)
-        excess = [budget.excess(values[:, column]) for budget, column in zip(self.model.budgets, self._columns, strict=True)]
+        excess = [
+            budget.excess(values[:, column] + (share * self._above(layouts, values[:, column], budget.metric) if share else 0.0))
+            for budget, column, share in zip(self.model.budgets, self._columns, self._shares, strict=True)
+        ]
         return Evaluated(layouts, values, np.stack(excess, axis=1) if excess else np.empty((len(layouts), 0)))
+
+    def _above(self, layouts: Layouts, value: np.ndarray, metric: Metric) -> np.ndarray:
+        """How far the interval reaches above the value, (n,)."""
+        blocks = self.codec.blocks
+        flat = layouts.codes + np.arange(len(layouts))[:, None] * (blocks + 1)
+        counts = np.bincount(flat.ravel(), minlength=len(layouts) * (blocks + 1)).reshape(len(layouts), blocks + 1)[:, :-1]
+        above = np.zeros(len(layouts))
+        for i, size in enumerate(self.model.space.hidden_sizes):
+            rows = layouts.hidden == i
+            if rows.any():
+                above[rows] = self.model.spread(size, metric)(counts[rows], value[rows])
+        return above
 
     def span(self, metric: Metric) -> tuple[float, float]:
         """The least and the most that any layout of the space costs, budgets aside."""

@@ -297,12 +297,12 @@ def test_equal_seeds_search_alike_and_others_differ(tmp_path: Path) -> None:
     assert found[0][1] != found[2][1]
 
 
-def test_the_sampler_has_its_share(tmp_path: Path) -> None:
+def test_the_model_has_its_share(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path, space_of(layers=8), trials=12)
     search(searcher)
     sources = Counter(trial.user_attrs["source"] for trial in trials_of(searcher) if trial.state == TrialState.COMPLETE)
     assert sum(sources.values()) == 12
-    assert sources["sampler"] >= 2
+    assert sources["model"] >= 2
     assert {"LFM2's pattern", "all short_conv", "all gqa"} <= set(sources)
 
 

@@ -1,0 +1,167 @@
+"""The book: an Optuna study with every layout that was asked for, trained, refused or failed, each with its reason.
+
+A trial holds the design (ten parameters that say the gist of a layout, for dashboards and parameter importances) and, as user
+attributes, the layout itself, its costs, where it came from and what came of it. Anyone may add layouts to the queue through
+Optuna (`study.enqueue_trial`); they are checked against the budgets like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from archsearch.quality import LayoutQuality
+from archsearch.search.designs import DesignSpace
+from archsearch.search.feasible import Costs
+from archsearch.search.owner import is_gone, owner
+from archsearch.search.seeds import InnerDesign
+from archsearch.search.storage import open_storage, storage_errors
+from archsearch.spec import ArchSpec
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize", "minimize"]
+RECALL, TEXT = "recall", "text_bits_per_byte"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutOff:
+    """A trial whose process is gone; `again` unless it was itself the second try."""
+
+    number: int
+    spec: ArchSpec
+    params: Mapping[str, Any]
+    again: bool
+
+
+def open_study(url: str, name: str, seed: int, attributes: Mapping[str, Any]) -> optuna.Study:
+    """The study of a space, made if there is none; what changed since is told and noted.
+
+    Raises:
+        StoreError: see `open_storage`.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(url)
+    with storage_errors(url, opening=True):
+        study = optuna.create_study(study_name=name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
+        # For what others put into the queue incompletely; all that we ask for is proposed in full.
+        study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        for key, value in attributes.items():
+            if key in study.user_attrs and study.user_attrs[key] != value:
+                log.info("%s: %s was %s and is %s; costs are predicted anew", name, key, study.user_attrs[key], value)
+            study.set_user_attr(key, value)
+    return study
+
+
+def existing_study(url: str, name: str) -> optuna.Study | None:
+    """The study of a space; None where none was begun.
+
+    Raises:
+        StoreError: see `open_storage`.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return None
+    storage = open_storage(url)
+    with storage_errors(url, opening=True):
+        try:
+            return optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            return None
+
+
+def trained(study: optuna.Study) -> Iterator[tuple[int, ArchSpec]]:
+    """Layouts whose trainings are finished, with their trials."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if "spec" in trial.user_attrs:
+            yield trial.number, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
+
+
+def refused(study: optuna.Study) -> set[tuple[str, str]]:
+    """(layout, reason) of what was refused before: it is not written down twice."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    return {(trial.user_attrs.get("spec", ""), trial.user_attrs.get("reason", "")) for trial in trials}
+
+
+def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
+    """Fail the trials whose process is gone."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        attributes = trial.user_attrs
+        if not is_gone(attributes.get("owner")):
+            continue
+        if "spec" in attributes:
+            again = "retry_of" not in attributes
+            reason = "cut off; its layout is tried again" if again else "cut off, for the second time"
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            spec = ArchSpec.from_dict(json.loads(attributes["spec"]))
+            yield CutOff(number=trial.number, spec=spec, params=trial.params, again=again)
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[optuna.Trial, ArchSpec]:
+    """A trial for a layout; or for one that somebody else has put into the queue before it.
+
+    The layout itself is an attribute: of one that is in no pattern, the parameters tell only the gist.
+    """
+    attributes: dict[str, Any] = {"spec": entry.spec.to_json(), "source": entry.label or "inner pass"}
+    if entry.retry_of is not None:
+        attributes["retry_of"] = entry.retry_of
+    study.enqueue_trial(entry.design.to_dict(), user_attrs=attributes)
+    trial = study.ask(designs.distributions())
+    trial.set_user_attr("owner", owner())
+    if "spec" not in trial.user_attrs:
+        spec = designs.spec(designs.design(trial.params))
+        trial.set_user_attr("spec", spec.to_json())
+        trial.set_user_attr("source", "enqueued by hand")
+        return trial, spec
+    return trial, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
+
+
+def write_costs(trial: optuna.Trial, costs: Costs) -> None:
+    """Costs and constraints; the latter also where optuna-dashboard looks for them (0.21 knows only the older place)."""
+    for name, excess in costs.excess.items():
+        trial.set_constraint(name, excess)
+    trial.set_user_attr("costs", costs.values)
+    if costs.excess:
+        trial.study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(costs.excess.values()))
+
+
+def refuse(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
+    """Not trained, and why."""
+    import optuna
+
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def fail(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
+    """Its training failed, and why."""
+    import optuna
+
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def finish(study: optuna.Study, trial: optuna.Trial, quality: LayoutQuality, latency: float, memory: float) -> None:
+    """What came of a training."""
+    for name, value in quality.to_dict().items():
+        trial.set_user_attr(name, value)
+    recall = 1.0 if quality.solves_recall else quality.recall.value
+    study.tell(trial, [recall, quality.text.value, latency, memory])
