@@ -89,13 +89,8 @@ def summary(rounds_ns: np.ndarray, *, seed: int = 0) -> Estimate:
     value = float(np.quantile(rounds_ns, QUANTILE)) / 1e6
     if len(rounds_ns) < 2 or np.ptp(rounds_ns) == 0:
         return Estimate(value, value, value)
-    from scipy.stats import bootstrap
-
-    def quartile(values: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(np.quantile(values, QUANTILE, axis=axis))
-
-    result = bootstrap(
-        (rounds_ns,), quartile, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed)
-    )
-    low, high = float(result.confidence_interval.low) / 1e6, float(result.confidence_interval.high) / 1e6
-    return Estimate(value, min(low, value), max(high, value))
+    # By hand, for searches ask for hundreds: scipy's own takes fifty times as long for the same numbers.
+    drawn = rounds_ns[np.random.default_rng(seed).integers(0, len(rounds_ns), (RESAMPLES, len(rounds_ns)))]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.quantile(drawn, QUANTILE, axis=1), [tail, 1 - tail]) / 1e6
+    return Estimate(value, min(float(low), value), max(float(high), value))

@@ -134,7 +134,8 @@ def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None
     if result.best is not None:
         write_results(result, searcher)
     document = result.to_dict() | {
-        "budgets": {str(b.metric): b.limit for b in searcher.budgets},
+        "budgets": {budget.name: budget.limit for budget in searcher.budgets},
+        "limits": [str(budget) for budget in searcher.budgets],
         "device": searcher.table.device,
         "seed": searcher.seed,
     }
@@ -143,10 +144,9 @@ def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None
 
 def infeasible(result: SearchResult) -> RunError:
     """The one line for budgets that no layout keeps."""
-    parts = [f"{metric}<={entry['limit']:g} (best reachable {entry['best_reachable']:.4g})" for metric, entry in result.unreachable.items()]
-    alone = all(entry["best_reachable"] <= entry["limit"] for entry in result.unreachable.values())
-    why = "each can be kept, but no layout that was tried keeps them together" if alone else "no layout of the space keeps them"
-    return RunError(f"impossible budgets: {', '.join(parts)}: {why}; loosen them, or widen the space")
+    from archsearch.search.unreachable import explained
+
+    return RunError(explained(result.unreachable))
 
 
 def run(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from archsearch.cli.app import BudgetOption, DeviceOption, DevicesOption, JsonOption, RunOption, app, print_json
-
-if TYPE_CHECKING:
-    from archsearch.search import Searcher, SearchResult
 
 TrialsOption = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Layouts to train; default: the space's.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="Default: the space's.")]
@@ -31,13 +28,19 @@ def search(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, metavar="N", help="Trainings side by side on this machine. Default: one a core.")
     ] = None,
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="Answer from what is measured and trained; the default when all trials are done.")
+    ] = False,
+    certify: Annotated[bool, typer.Option("--certify", help="With --resolve: prove how much the inner search left.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Search the layout that is best within hard budgets; goes on where it was stopped."""
     from archsearch.budgets import parse_budget
     from archsearch.cli.progress import show, stage
+    from archsearch.cli.search_tables import print_result, print_unreachable
     from archsearch.errors import InputError
     from archsearch.run import claim, infeasible, keep_result, load_table, make_searcher
+    from archsearch.search import resolve as answer
 
     budgets = [parse_budget(text) for text in budget or []]
     if workers == 0 and not storage:
@@ -45,10 +48,13 @@ def search(
     parsed = claim(run, space)
     table = load_table(run, device)
     searcher = make_searcher(parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers)
-    with stage("search") as bar, searcher.evaluator:
-        for event in searcher.run():
-            show(bar, event)
-    result = searcher.result()
+    if resolve or certify or (trials is None and searcher.finished()):
+        result = answer(searcher, certified=certify)
+    else:
+        with stage("search") as bar, searcher.evaluator:
+            for event in searcher.run():
+                show(bar, event)
+        result = searcher.result()
     keep_result(run, searcher, result)
     if json_output:
         print_json(result.to_dict())
@@ -61,46 +67,6 @@ def search(
             typer.echo(f"error: {infeasible(result)}", err=True)
             raise typer.Exit(1)
         raise infeasible(result)
-
-
-def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
-    """The front, the chosen layout marked."""
-    from archsearch.cli.tables import milliseconds, stdout, table
-
-    latency, memory = str(searcher.latency), str(searcher.memory)
-    rows = []
-    for point in result.front:
-        chosen = result.best is not None and point.spec == result.best.spec
-        recall = "solved" if point.quality.solves_recall else f"{point.quality.recall.value:.0%}"
-        costs = point.costs.values
-        rows.append(
-            [
-                ("→ " if chosen else "  ") + point.spec.pattern,
-                milliseconds(costs[latency]),
-                f"{costs[memory]:.0f}",
-                recall,
-                f"{point.quality.text.value:.3f}",
-            ]
-        )
-    stdout.print(table(["layout", latency, memory, "recall", "bits/byte"], rows))
-    stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
-
-
-def print_unreachable(result: SearchResult) -> None:
-    from archsearch.cli.tables import stdout, table
-
-    rows = [
-        [
-            metric,
-            f"{entry['limit']:.6g}",
-            f"{entry['best_reachable']:.6g}",
-            f"{entry['nearest_layout']:.6g}" if "nearest_layout" in entry else "-",
-        ]
-        for metric, entry in result.unreachable.items()
-    ]
-    stdout.print(table(["budget", "limit", "best reachable", "nearest layout"], rows))
-    if result.nearest is not None:
-        stdout.print(f"nearest layout: {result.nearest.pattern}", style="dim")
 
 
 @app.command(epilog="Example: archsearch run examples/demo.toml --run runs/demo")

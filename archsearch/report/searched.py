@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from archsearch.budgets import parse_metric
+from archsearch.budgets import LATENCY, Budget, parse_budget
 from archsearch.report import trained
 from archsearch.report.files import RunFiles, trained_measurements
 from archsearch.spec import ArchSpec
@@ -26,15 +27,19 @@ def cells(spec: ArchSpec) -> tuple[Cell, ...]:
     )
 
 
+def limits(search: Mapping[str, Any]) -> list[Budget]:
+    """The budgets of a search document; of one by an earlier version, metrics and limits alone."""
+    return [parse_budget(text) for text in search.get("limits") or [f"{name}<={limit!r}" for name, limit in search["budgets"].items()]]
+
+
 def designs(run: RunFiles) -> tuple[DesignRow, ...]:
     """Every trained layout, those refused for their costs, and a sample of what the cheap pass looked at."""
     if run.search is None:
         return ()
-    from archsearch.budgets import Budget
     from archsearch.run import make_searcher
     from archsearch.search.feasible import Costs
 
-    budgets = [Budget(parse_metric(name), limit) for name, limit in run.search["budgets"].items()]
+    budgets = limits(run.search)
     searcher = make_searcher(run.space, run.run_dir, run.table, budgets, trials=None, seed=run.search["seed"])
     searcher.budgets = tuple(budgets)
     front = {point["spec_id"] for point in run.search["front"]}
@@ -78,14 +83,14 @@ def budgets(run: RunFiles) -> Iterable[BudgetRow]:
         return
     best = run.search["best"]
     measured = trained_measurements(run)
-    for name, limit in run.search["budgets"].items():
-        unit = {"decode_ms": "ms", "prefill_ms": "ms", "memory_mb": "MB"}.get(name.partition("@")[0], "")
+    for budget in limits(run.search):
+        name, kind = budget.name, budget.metric.kind
         reachable = run.search["unreachable"].get(name, {}).get("best_reachable")
         yield BudgetRow(
             metric=name,
-            unit=unit,
-            limit=limit,
-            predicted=best["costs"].get(name) if best else None,
+            unit="ms" if kind in LATENCY else "MB" if kind.endswith("_mb") else "",
+            limit=budget.limit,
+            predicted=best["costs"].get(budget.amount) if best else None,
             measured=measured.get(name),
             best_reachable=reachable,
         )

@@ -7,4 +7,15 @@ from archsearch.search.resolve import resolve
 from archsearch.search.result import FrontPoint, ProposedPoint, SearchResult
 from archsearch.search.study import Searcher, SearchEvent
 
-__all__ = ["Design", "DesignSpace", "FrontPoint", "ProposedPoint", "SearchEvent", "SearchResult", "Searcher", "resolve", "trials_frame", "write_results"]
+__all__ = [
+    "Design",
+    "DesignSpace",
+    "FrontPoint",
+    "ProposedPoint",
+    "SearchEvent",
+    "SearchResult",
+    "Searcher",
+    "resolve",
+    "trials_frame",
+    "write_results",
+]

@@ -135,12 +135,10 @@ def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[
 
 
 def write_costs(trial: optuna.Trial, costs: Costs) -> None:
-    """Costs and constraints; the latter also where optuna-dashboard looks for them (0.21 knows only the older place)."""
+    """Costs, and constraints: positive where a budget is missed."""
     for name, excess in costs.excess.items():
         trial.set_constraint(name, excess)
     trial.set_user_attr("costs", costs.values)
-    if costs.excess:
-        trial.study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(costs.excess.values()))
 
 
 def refuse(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:

@@ -62,7 +62,7 @@ class ProposedPoint:
     basis: str
 
     def evidence(self) -> str:
-        return f"not trained: {self.basis}"
+        return f"not trained; expected {self.basis}"
 
     def to_dict(self) -> dict[str, Any]:
         quality = {"text_bits_per_byte": self.text, "text_deviation": self.deviation, "can_recall": self.can_recall}
@@ -78,7 +78,7 @@ class ProposedPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """`best` is None when no layout keeps the budgets, and `unreachable` says what stands in the way; or when none that keeps them is trained.
+    """`best` is None when no layout keeps the budgets (then `unreachable` says why), or when none that keeps them is trained.
 
     `proposed` are layouts within the budgets that are not trained, and that are expected to be on the front.
     """
@@ -86,7 +86,7 @@ class SearchResult:
     feasible: bool
     front: tuple[FrontPoint, ...] = ()
     best: FrontPoint | None = None
-    unreachable: dict[str, dict[str, float]] = field(default_factory=dict)
+    unreachable: dict[str, dict[str, Any]] = field(default_factory=dict)
     nearest: ArchSpec | None = None
     proposed: tuple[ProposedPoint, ...] = ()
     certificate: dict[str, Any] | None = None

@@ -224,12 +224,23 @@ class Searcher:
         Raises:
             StoreError: the study cannot be read.
         """
+        if self.nearest is not None:
+            return
         spec, costs = self.model.nearest()
         self.nearest = InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=costs)
         study = book.existing_study(self.url, self.study_name)
         if study is not None:
             with storage_errors(self.url):
                 self.read(study)
+
+    def finished(self) -> bool:
+        """Whether as many layouts are trained as were wanted, under whatever budgets.
+
+        Raises:
+            StoreError: the study cannot be read.
+        """
+        self.look_up()
+        return len(self.trained) >= self.trials
 
     def over_budget(self, inner: Sequence[InnerDesign]) -> list[InnerDesign]:
         """Baselines that miss a budget: the book says which."""

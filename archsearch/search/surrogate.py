@@ -62,7 +62,7 @@ class Surrogate:
 
     Attributes:
         mean, covariance: of the weights, (P,) and (P, P).
-        offset: mean quality of what was trained.
+        centre: (P,), mean features of what was trained; offset: its mean quality.
         left_out_error: root mean square of the predictions of each training from all others; None before `FEWEST`.
         spread: standard deviation of the qualities that were trained: what guessing their mean would err by.
     """
@@ -70,6 +70,7 @@ class Surrogate:
     features: Features
     mean: np.ndarray
     covariance: np.ndarray
+    centre: np.ndarray
     offset: float
     trained: int
     left_out_error: float | None = None
@@ -77,11 +78,16 @@ class Surrogate:
 
     def __call__(self, layouts: Layouts, weights: np.ndarray | None = None) -> np.ndarray:
         """Expected quality, (n,), or the quality if the weights were these."""
-        return np.asarray(self.features(layouts) @ (self.mean if weights is None else weights) + self.offset)
+        return np.asarray((self.features(layouts) - self.centre) @ (self.mean if weights is None else weights) + self.offset)
+
+    @property
+    def constant(self) -> float:
+        """What no layer adds: the expected quality where all features are zero."""
+        return self.offset - float(self.centre @ self.mean)
 
     def deviation(self, layouts: Layouts) -> np.ndarray:
         """Standard deviation of the expected quality, (n,); not of another training's noise."""
-        x = self.features(layouts)
+        x = self.features(layouts) - self.centre
         return np.asarray(np.sqrt(np.maximum(0.0, np.einsum("np,pq,nq->n", x, self.covariance, x))))
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -112,7 +118,7 @@ def fit(features: Features, layouts: Layouts, quality: np.ndarray) -> Surrogate:
     hat = x @ covariance @ x.T / noise + 1 / n
     left_out = (y - x @ mean) / np.maximum(1 - np.diag(hat), 0.05)
     error, spread = float(np.sqrt((left_out**2).mean())), float(y.std() * n / (n - 1))
-    return Surrogate(features, mean, covariance, offset - float(centre @ mean), n, error, spread)
+    return Surrogate(features, mean, covariance, centre, offset, n, error, spread)
 
 
 def by_size(features: Features, offset: float = 0.0, trained: int = 0) -> Surrogate:
@@ -123,4 +129,4 @@ def by_size(features: Features, offset: float = 0.0, trained: int = 0) -> Surrog
     weights = np.zeros(features(features.codec.random(1, np.random.default_rng(0))).shape[1])
     weights[:n] = np.array(size) / max(size)
     weights[n : n + 2] = 1.0
-    return Surrogate(features, weights, np.diag(np.full(len(weights), 1e-12)), offset, trained)
+    return Surrogate(features, weights, np.diag(np.full(len(weights), 1e-12)), np.zeros(len(weights)), offset, trained)

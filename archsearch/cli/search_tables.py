@@ -1,0 +1,65 @@
+"""What a search found, as tables of at most 80 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from archsearch.cli.tables import milliseconds, stdout, table
+
+if TYPE_CHECKING:
+    from archsearch.search import Searcher, SearchResult
+    from archsearch.spec import ArchSpec
+
+
+def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
+    """The front, the chosen layout marked, and what was not trained but is expected to be on it."""
+    latency, memory = str(searcher.latency), str(searcher.memory)
+    rows = []
+    for point in result.front:
+        mark = "→" if result.best is not None and point.spec == result.best.spec else " "
+        recall = "solved" if point.quality.solves_recall else f"{point.quality.recall.value:.0%}"
+        rows.append(_row(mark, point.spec, point.costs.values, latency, memory, recall, point.quality.text.value, f"trial {point.trial}"))
+    rows.extend(_row(" ", guess.spec, guess.costs.values, latency, memory, "?", guess.text, "expected") for guess in result.proposed)
+    if rows:
+        stdout.print(table(["  layout", _unit(latency), _unit(memory), "recall", "bits/byte", "evidence"], rows))
+        stdout.print(f"{_unit(latency)}: {latency}; {_unit(memory)}: {memory}", style="dim")
+    if result.proposed:
+        stdout.print(f"expected: {result.proposed[0].basis}", style="dim")
+    if result.certificate is not None:
+        gap, points = result.certificate["worst_gap"], len(result.certificate["points"])
+        stdout.print(f"certificate: at {points} latencies at most {gap:.2%} is left, were quality additive (HiGHS)", style="dim")
+    if result.best is not None:
+        stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
+    else:
+        stdout.print("no layout within these budgets is trained, so none is chosen; --trials N trains N of them", style="yellow")
+
+
+def _row(
+    mark: str, spec: ArchSpec, costs: dict[str, float], latency: str, memory: str, recall: str, text: float | None, evidence: str
+) -> list[str]:
+    widths = sorted({block.ffn.intermediate_size for block in spec.layers})
+    ffn = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]}-{widths[-1]}"
+    layout = f"{mark} {spec.pattern}; ffn {ffn}"
+    quality = "-" if text is None else f"{text:.3f}"
+    return [layout, milliseconds(costs[latency]), f"{costs[memory]:.4g}", recall, quality, evidence]
+
+
+def _unit(metric: str) -> str:
+    return "ms" if "_ms@" in metric else "MB" if "_mb" in metric else "parameters"
+
+
+def print_unreachable(result: SearchResult) -> None:
+    """Each budget: what any layout reaches, what would be enough, and what the layout nearest to all of them has."""
+    rows = [
+        [
+            entry["budget"],
+            f"{entry['best_reachable']:.6g}",
+            f"{entry['enough']:.6g}" if "enough" in entry else "-",
+            f"{entry['nearest_layout']:.6g}",
+        ]
+        for entry in result.unreachable.values()
+    ]
+    stdout.print(table(["budget", "best reachable", "enough alone", "nearest layout"], rows))
+    if result.nearest is not None:
+        stdout.print(f"nearest layout: {result.nearest.pattern}", style="dim")
