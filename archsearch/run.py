@@ -26,6 +26,7 @@ from archsearch.store import Store
 from devices import Device, measure_limits, open_device
 
 if TYPE_CHECKING:
+    from archsearch.quality import Evaluator, QualitySettings
     from archsearch.search import Searcher, SearchResult  # which imports torch
 
 Stage = Literal["profile", "search", "check", "train", "export", "bench", "report"]
@@ -91,6 +92,18 @@ def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> 
         write_atomic(path, json.dumps(known) + "\n")
 
 
+def make_evaluator(run_dir: Path, settings: QualitySettings, *, seed: int, storage: str | None, workers: int | None) -> Evaluator:
+    """Small trainings on this machine, or by whoever works on `storage`; their results are kept in the run directory."""
+    from archsearch.quality import Evaluator
+    from archsearch.search.shared import SharedEvaluator
+    from archsearch.search.storage import is_database
+
+    path = run_dir / "quality.jsonl"
+    if storage and is_database(storage):
+        return SharedEvaluator(path, settings, url=storage, seed=seed, workers=workers)
+    return Evaluator(path, settings, seed=seed, workers=workers)
+
+
 def make_searcher(
     space: Space,
     run_dir: Path,
@@ -108,21 +121,14 @@ def make_searcher(
         storage: another place for the study than the run directory; where it is a database, workers anywhere may help.
         workers: processes of this machine that train; None: one a core.
     """
-    from archsearch.quality import Evaluator, QualitySettings
+    from archsearch.quality import QualitySettings
     from archsearch.search import Searcher
-    from archsearch.search.shared import SharedEvaluator
-    from archsearch.search.storage import is_database
 
     settings = space.search
     context = max(space.decode, default=4096)
     quality = QualitySettings(recall_steps=settings.recall_steps, text_steps=settings.text_steps, context=max(1, context))
     seed = settings.seed if seed is None else seed
-    path = run_dir / "quality.jsonl"
-    evaluator = (
-        SharedEvaluator(path, quality, url=storage, seed=seed, workers=workers)
-        if storage and is_database(storage)
-        else Evaluator(path, quality, seed=seed, workers=workers)
-    )
+    evaluator = make_evaluator(run_dir, quality, seed=seed, storage=storage, workers=workers)
     merged = combine(space.budgets, budgets)
     return Searcher(space, table, evaluator, run_dir, budgets=merged, trials=trials or settings.trials, seed=seed, storage=storage)
 

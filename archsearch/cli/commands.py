@@ -9,6 +9,7 @@ from archsearch.cli import (
     measure_commands,
     search_commands,
     train_commands,
+    validate_command,
     worker_command,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "measure_commands",
     "search_commands",
     "train_commands",
+    "validate_command",
     "worker_command",
 ]
