@@ -62,7 +62,7 @@ def test_equal_parameters_are_nearly_equal_and_operators_stay() -> None:
         assert [block.operator for block in before.layers] == [block.operator for block in after.layers]
     wide = {"kind": "gla", "heads": 4, "expand_k": 2.0, "expand_v": 4.0}
     mixed = Space.from_dict(SPACE | {"operators": [SPACE["operators"][0], wide], "ffn": {"intermediate_size": 16}})
-    with pytest.raises(InputError, match="--equal-parameters: .*its operators alone"):
+    with pytest.raises(InputError, match=r"--equal-parameters: .*its operators alone"):
         draw(mixed, 8, 1024, equal=True)
 
 
