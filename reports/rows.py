@@ -257,6 +257,29 @@ class CalibrationSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QualityCheck:
+    """How well a cheap judgement of layouts agrees with longer trainings of them.
+
+    Attributes:
+        subject: what is judged and in which unit, "text, bits per byte".
+        judge: the cheap judgement, or what it is to be compared with (another seed, parameters, chance).
+        tau, low, high: Kendall's tau-b with its interval; None where it says no order.
+        regret_1, regret_3: what it costs to trust its first choice, or the best of its first three, in the subject's unit.
+        verdict: "validated" or "unvalidated"; empty for what is only compared with.
+    """
+
+    subject: str
+    judge: str
+    tau: float | None
+    low: float | None
+    high: float | None
+    regret_1: float
+    regret_3: float
+    cpu_s: float | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FailureRow:
     label: str
     workload: str
@@ -311,6 +334,9 @@ class Report:
     predicted: tuple[PredictedRow, ...] = ()
     held_out: tuple[HeldOutRow, ...] = ()
     calibration: tuple[CalibrationSummary, ...] = ()
+    quality_checks: tuple[QualityCheck, ...] = ()
+    quality_note: str = ""
+    """One sentence: what the checks were made with."""
     memory: tuple[MemoryRow, ...] = ()
     memory_budget_mb: float | None = None
     parameters: tuple[ParameterRow, ...] = ()

@@ -100,6 +100,25 @@ def failures_table(report: Report) -> Table | None:
     )
 
 
+def quality_table(report: Report) -> Table | None:
+    """How far the cheap judgements of layouts can be trusted."""
+    if not report.quality_checks:
+        return None
+    rows = []
+    for row in report.quality_checks:
+        interval = "–" if row.low is None or row.high is None else f"{row.low:+.2f} … {row.high:+.2f}"
+        tau = "–" if row.tau is None else f"{row.tau:+.2f}"
+        regrets = (significant(row.regret_1), significant(row.regret_3))
+        rows.append((row.subject, row.judge, tau, interval, *regrets, _number(row.cpu_s), row.verdict))
+    return Table(
+        caption="Cheap judgements against longer trainings",
+        header=("Of", "Judged by", "tau-b", "90 % interval", "Regret", "Best of 3", "CPU s", ""),
+        rows=tuple(rows),
+        words=frozenset((0, 1, 7)),
+        bad=frozenset((at, 7) for at, row in enumerate(report.quality_checks) if row.verdict == "unvalidated"),
+    )
+
+
 def _missing(row: SeriesRow, field: str) -> bool:
     return getattr(row, field) is None
 

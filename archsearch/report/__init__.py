@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archsearch.errors import InputError
-from archsearch.report import calibrated, measured, searched, trained
+from archsearch.report import calibrated, measured, searched, trained, validated
 from archsearch.report.files import RunFiles
 from archsearch.search.result import TEXT_TIE
 from reports.rows import Report
@@ -14,7 +14,7 @@ from reports.rows import Report
 CHOICE = (
     "Among the trained layouts within the budgets: those that solve recall first, of these the fewest bits per byte of text, "
     f"and among equals (within {TEXT_TIE:.1%}) the fastest. Quality is that of 64-channel copies, trained for "
-    "seconds: not yet validated at full width."
+    "seconds: not validated at full width."
 )
 
 
@@ -71,6 +71,8 @@ def report(run: RunFiles) -> Report:
         predicted=tuple(trained.predicted(run)),
         held_out=calibrated.held_out(run),
         calibration=calibrated.summaries(run),
+        quality_checks=validated.checks(run),
+        quality_note=validated.note(run),
         memory=tuple(trained.memory(run)),
         memory_budget_mb=next((budget.limit for budget in searched.budgets(run) if budget.metric.startswith("memory_mb")), None),
         parameters=tuple(trained.parameters(run)),
@@ -78,7 +80,7 @@ def report(run: RunFiles) -> Report:
         parity=trained.parity(run),
         series=tuple(measured.series(run)),
         failures=tuple(measured.failures(run)),
-        advice=(*measured.advice(run), *calibrated.advice(run)),
+        advice=(*measured.advice(run), *calibrated.advice(run), *validated.advice(run)),
         commands=commands(run),
         versions={"archsearch": __version__, **measured.versions(run)},
     )

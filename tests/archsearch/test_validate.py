@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from command_line import Outcome
 
-from archsearch.errors import InputError
+from archsearch.errors import InputError, RunError
 from archsearch.quality import Evaluator, QualityResult, Training, ranking
 from archsearch.quality.equal import copy_parameters, equal_parameters
 from archsearch.quality.supernet import TextSupernet
+from archsearch.report import validated
+from archsearch.report.files import RunFiles
 from archsearch.space import Space
 from archsearch.validate import Plan, at_share, document_of, draw, make_plan, train_plan
+from reports.page import render
+from reports.rows import Report
 
 SPACE: dict[str, Any] = {
     "model": {"name": "small", "hidden_size": 256, "vocab_size": 1000, "layers": 3},
@@ -123,6 +128,32 @@ def test_a_true_signal_is_validated_and_a_false_one_is_not(tmp_path: Path) -> No
     assert false["tiers"][-1]["tau"] == -1
     assert false["tiers"][-1]["verdict"] == "unvalidated"
     assert false["tiers"][-1]["regret_1"] == pytest.approx(0.11)
+
+
+def test_the_report_shows_it_and_says_when_it_is_unvalidated(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "space.toml").write_text(tomli_w.dumps(SPACE))
+    files = RunFiles(run)
+    assert validated.checks(files) == ()
+    files.search = {"front": []}  # a search has been run
+    assert "unvalidated" in validated.advice(files)[0]
+    found = document(tmp_path, plan_of(), lambda number: -number / 40)
+    (run / "validation.json").write_text(json.dumps(found | {"space_id": files.space.space_id}))
+    files = RunFiles(run)
+    files.search = {"front": []}
+    rows = validated.checks(files)
+    assert validated.advice(files) == ()
+    assert [row.verdict for row in rows if row.judge.startswith("T1: ") and row.subject.startswith("text")] == ["unvalidated"]
+    page = render(Report(title="t", subtitle="s", quality_checks=rows, quality_note=validated.note(files)))
+    said = "12 layouts with unequal parameters"
+    for words in ("How far to trust the quality", "unvalidated", "another seed of the reference", "chance", said):
+        assert words in page
+    (run / "validation.json").write_text(json.dumps({"space_id": files.space.space_id, "tasks": {"text": {}}}))
+    with pytest.raises(RunError, match="not a validation"):
+        validated.checks(RunFiles(run))
+    (run / "validation.json").write_text(json.dumps(found | {"space_id": "another space's"}))
+    assert validated.checks(RunFiles(run)) == ()
 
 
 def test_unresolved_recall_counts_as_equal_not_as_bad(tmp_path: Path) -> None:
