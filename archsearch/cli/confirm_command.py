@@ -1,0 +1,84 @@
+"""The command that names a winner, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+
+from archsearch.cli.app import BudgetOption, DeviceOption, JsonOption, RunOption, app, print_json
+
+
+@app.command(epilog="Example: archsearch confirm examples/demo.toml --run runs/demo --top 3 --controls 3")
+def confirm(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A space file.")],
+    run: RunOption,
+    device: DeviceOption = "local",
+    budget: BudgetOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="Of the search's best layouts.")] = 3,
+    controls: Annotated[int, typer.Option("--controls", min=0, metavar="N", help="Random layouts of the same budgets.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Trainings of each.")] = 2,
+    longer: Annotated[float, typer.Option("--longer", min=1, metavar="X", help="Steps, as a multiple of the search's own.")] = 3.0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="That the search had. Default: the space's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, metavar="N", help="Trainings side by side on this machine. Default: one a core.")
+    ] = None,
+    storage: Annotated[str | None, typer.Option("--storage", metavar="URL", help="The search's, if it had one.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Train the search's best layouts and random ones longer, from new seeds: only this names a winner. Goes on where it stopped."""
+    from archsearch.budgets import parse_budget
+    from archsearch.cli.progress import stage
+    from archsearch.confirm import document_of, make_contest, standings, train_contest, verdict
+    from archsearch.errors import InputError
+    from archsearch.files import write_atomic
+    from archsearch.run import claim, load_table, make_searcher
+    from archsearch.spec import ArchSpec
+
+    if workers == 0 and not storage:
+        raise InputError("--workers 0 leaves all training to others, who need a --storage that they can reach; give one")
+    budgets = [parse_budget(text) for text in budget or []]
+    parsed = claim(run, space)
+    table = load_table(run, device)
+    searcher = make_searcher(parsed, run, table, budgets, trials=None, seed=seed, storage=storage, workers=workers)
+    contest = make_contest(searcher, top=top, controls=controls, seeds=seeds, longer=longer)
+    with stage("confirm") as bar, searcher.evaluator:
+        for event in train_contest(contest, searcher.evaluator):
+            bar.update(event.done, event.total, note=event.label, seconds_left=event.seconds_left)
+    document = document_of(contest, searcher.evaluator)
+    write_atomic(run / "confirmation.json", json.dumps(document, indent=2) + "\n")
+    winner, _ = verdict(standings(contest, searcher.evaluator))
+    if winner is not None:
+        from dataclasses import replace
+
+        chosen = run / "spec.toml"
+        kept = ArchSpec.read(chosen) if chosen.exists() else winner.spec
+        origin = kept.origin if kept.spec_id == winner.spec.spec_id else {"study": searcher.study_name, "device": table.device}
+        confirmed = {"why": document["why"], **winner.to_dict()}
+        replace(winner.spec, name=parsed.name, origin={**origin, "confirmed": confirmed}).write(chosen)
+    if json_output:
+        print_json(document)
+    else:
+        print_standings(document)
+
+
+def print_standings(document: dict[str, Any]) -> None:
+    from archsearch.cli.tables import stdout, table
+
+    rows = []
+    for entry in document["standings"]:
+        text = entry["text_bits_per_byte"]
+        mark = "→ " if entry["spec_id"] == document["winner"] else "  "
+        who = "random" if entry["control"] else "search"
+        solved, spread = f"{entry['recall_solved']} of {len(text)}", f"{min(text):.3f} … {max(text):.3f}"
+        rows.append([mark + entry["pattern"], who, solved, f"{mean(text):.3f}", spread])
+    stdout.print(table(["layout", "from", "recall solved", "bits/byte", "seeds"], rows))
+    if document["winner"]:
+        stdout.print(f"winner: {document['why']}")
+    else:
+        stdout.print(f"no winner: {document['why']}", style="yellow")
+    steps = f"{document['recall_steps']} steps of recall and {document['text_steps']} of text"
+    stdout.print(f"{steps}, 64-channel copies; not full width", style="dim")
