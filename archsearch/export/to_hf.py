@@ -18,6 +18,7 @@ import torch
 from archsearch.checkpoint import Checkpoint
 from archsearch.data.tokenizer import Tokenizer
 from archsearch.errors import ParityError, RunError
+from archsearch.export.hf_tokenizer import write_hf_tokenizer
 from archsearch.export.place import place
 from archsearch.files import write_atomic
 from archsearch.hf import MAX_POSITIONS, MODELING, lfm_reasons, to_hf_config, to_hf_name
@@ -105,16 +106,7 @@ def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Toke
         save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"{folder}: the weights cannot be written: {error}; free some space or choose another place") from error
-    write_atomic(folder / "tokenizer.json", tokenizer.to_json())
-    end_token = tokenizer.decode([end])
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end_token,
-        "eos_token": end_token,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": MAX_POSITIONS,
-    }
-    write_atomic(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    write_hf_tokenizer(folder, tokenizer)
 
 
 class HfDecoder:

@@ -12,6 +12,7 @@ import numpy as np
 from archsearch.checkpoint import Checkpoint
 from archsearch.errors import InputError, ParityError
 from archsearch.export import MAX_CONTEXT
+from archsearch.export.genai import check_genai, genai_is_installed, genai_reasons, write_genai
 from archsearch.export.place import place
 from archsearch.parity import Decoder, Logits, ParityReport, Weights, blockwise, measure_parity
 from archsearch.spec import ArchSpec
@@ -29,6 +30,12 @@ USAGE = """\
 - ONNX Runtime 1.32 or newer runs it (it has operators of the domain com.microsoft)
 
 Measure it: `archsearch bench {model} --device local`
+"""
+GENAI = """
+For onnxruntime-genai the folder is complete: `onnxruntime_genai.Model("DIR")`. It can be loaded there {checked}.
+"""
+WITHOUT_GENAI = """
+onnxruntime-genai cannot run this layout ({reason}).
 """
 
 
@@ -55,12 +62,14 @@ def export_onnx(
     if precision not in PRECISIONS:
         raise InputError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     source = Checkpoint.open(checkpoint)
-    spec, weights = source.spec, source.weights()
+    spec, weights, tokenizer = source.spec, source.weights(), source.tokenizer()
+    reasons = genai_reasons(spec)
 
     def fill(folder: Path) -> ParityReport:
         write_onnx(folder / MODEL, spec, weights, precision, max_context)
-        return measure_parity(
-            OnnxDecoder(folder / MODEL),
+        decoder = OnnxDecoder(folder / MODEL)
+        report = measure_parity(
+            decoder,
             spec,
             weights,
             format="onnx",
@@ -69,10 +78,19 @@ def export_onnx(
             max_context=max_context,
             rounding=blockwise(spec, weights, precision),
             held_out=held_out,
-            token_bytes_V=source.tokenizer().token_bytes_V,
+            token_bytes_V=tokenizer.token_bytes_V,
         )
+        if report.holds and not reasons:
+            write_genai(folder, spec, tokenizer, MODEL, max_context)
+            if genai_is_installed():
+                check_genai(folder, decoder, spec, tokenizer, report.prompt_tokens, report.decoded_tokens)
+        return report
 
     usage = USAGE.format(model=MODEL, layers=len(spec.layers), precision=precision, max_context=max_context)
+    if reasons:
+        usage += WITHOUT_GENAI.format(reason=": ".join(reasons[0]))
+    else:
+        usage += GENAI.format(checked="and was, with logits compared" if genai_is_installed() else "was not, for it is not installed here")
     return place(source, Path(out), fill, usage)
 
 

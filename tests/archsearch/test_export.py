@@ -45,6 +45,7 @@ def test_onnx_with_all_four_operators_holds_parity(four, tmp_path, precision):
     assert manifest["parity"]["relative_error"] == report.relative_error
     assert manifest["step"] == 7
     assert set(manifest["files"]) == {"model.onnx", "spec.toml", "tokenizer.json"}
+    assert "onnxruntime-genai cannot run this layout (layers.1.operator.kind" in (report.path / "README.md").read_text()
     assert len({path.stat().st_mode for path in report.path.iterdir()}) == 1
     assert leftovers(tmp_path) == ["out"]
     if precision == "fp32":
