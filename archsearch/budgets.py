@@ -180,6 +180,24 @@ def budgets_from_table(table: Mapping[str, Any]) -> tuple[Budget, ...]:
     return tuple(found)
 
 
+def held_from_table(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sizes that a space file's `[hold]` holds, as `parse_held` reads them: a number, or "baseline"; `within`, a share.
+
+    Raises:
+        BudgetError: it is no size, or no number.
+    """
+    within = table.get("within", HELD_WITHIN)
+    if isinstance(within, bool) or not isinstance(within, int | float):
+        raise BudgetError(f"within {within!r} is no number; give a share such as 0.01")
+    found = []
+    for kind, value in table.items():
+        if kind != "within":
+            text = f"{kind}={value!r}" if not isinstance(value, str) else f"{kind}={value}"
+            found.append(f"{text}+-{100 * within:.10g}%")
+            parse_held(found[-1], parent=dict.fromkeys(SIZES, 1.0))
+    return tuple(found)
+
+
 def combine(base: Iterable[Budget], overriding: Iterable[Budget]) -> tuple[Budget, ...]:
     """Both together; where both limit the same metric on the same side, the second wins."""
     merged = {(budget.metric, budget.at_least): budget for budget in base}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.bench import BenchResult, bench, onnx_target, spec_target
-from archsearch.budgets import Budget, combine
+from archsearch.budgets import Budget, combine, parse_held
 from archsearch.errors import InputError, RunError
 from archsearch.files import write_atomic
 from archsearch.predict import CostTable
@@ -114,23 +114,34 @@ def make_searcher(
     seed: int | None,
     storage: str | None = None,
     workers: int | None = None,
+    baseline: Path | None = None,
+    held: Sequence[str] = (),
 ) -> Searcher:
     """A searcher with the space's settings where nothing else is said.
 
     Args:
+        baseline: a spec to compare with; held: sizes that are held (`archsearch.budgets.parse_held`).
         storage: another place for the study than the run directory; where it is a database, workers anywhere may help.
         workers: processes of this machine that train; None: one a core.
     """
     from archsearch.quality import QualitySettings
     from archsearch.search import Searcher
+    from archsearch.search.baseline import read_baseline
+    from archsearch.search.sizes import sizes_of
 
     settings = space.search
     context = max(space.decode, default=4096)
     quality = QualitySettings(recall_steps=settings.recall_steps, text_steps=settings.text_steps, context=max(1, context))
     seed = settings.seed if seed is None else seed
     evaluator = make_evaluator(run_dir, quality, seed=seed, storage=storage, workers=workers)
-    merged = combine(space.budgets, budgets)
-    return Searcher(space, table, evaluator, run_dir, budgets=merged, trials=trials or settings.trials, seed=seed, storage=storage)
+    if baseline is None and settings.baseline is not None:
+        baseline = Path(settings.baseline)
+    parent = read_baseline(baseline, space) if baseline is not None else None
+    sizes = sizes_of(space, parent) if parent is not None else None
+    both = [budget for text in (held or space.hold) for budget in parse_held(text, sizes)]
+    merged = combine(combine(space.budgets, budgets), both)
+    trials = trials or settings.trials
+    return Searcher(space, table, evaluator, run_dir, budgets=merged, trials=trials, seed=seed, storage=storage, baseline=parent)
 
 
 def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None:

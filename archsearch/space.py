@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from archsearch.budgets import Budget, budgets_from_table
+from archsearch.budgets import Budget, budgets_from_table, held_from_table
 from archsearch.errors import BudgetError, FileFormatError
 from archsearch.spec import ArchSpec, from_pydantic, operator_to_dict, parse_ffn, parse_operator, read_table
 from archsearch.workload import Workload
@@ -72,9 +72,10 @@ class MeasureSettings(_Strict):
 
 
 class SearchSettings(_Strict):
-    """`trials` candidates are trained; each for at most `recall_steps` and `text_steps` steps."""
+    """`trials` candidates are trained; each for at most `recall_steps` and `text_steps` steps. `baseline`: a spec file."""
 
     trials: Positive = 16
+    baseline: Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     recall_steps: Positive = 400
     text_steps: Positive = 300
@@ -95,6 +96,7 @@ class _SpaceFile(_Strict):
     workloads: _WorkloadTable = _WorkloadTable()
     measure: MeasureSettings = MeasureSettings()
     budgets: dict[str, Any] = {}
+    hold: dict[str, Any] = {}
     search: SearchSettings = SearchSettings()
     train: TrainTable = TrainTable()
 
@@ -108,6 +110,7 @@ class Space:
         ffns: every FFN that a layer may have.
         hidden_sizes, depths: choices for the whole model.
         budgets: hard limits, as the file gives them.
+        hold: sizes that are held, as `archsearch.budgets.parse_held` reads them.
     """
 
     name: str
@@ -126,6 +129,7 @@ class Space:
     search: SearchSettings
     train: TrainTable
     budgets: tuple[Budget, ...]
+    hold: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path | str) -> Space:
@@ -156,6 +160,10 @@ class Space:
             budgets = budgets_from_table(file.budgets)
         except BudgetError as error:
             raise FileFormatError(path, "budgets", str(error)) from error
+        try:
+            hold = held_from_table(file.hold)
+        except BudgetError as error:
+            raise FileFormatError(path, "hold", str(error)) from error
         space = cls(
             name=model.name,
             hidden_sizes=tuple(model.hidden_size),
@@ -173,6 +181,7 @@ class Space:
             search=file.search,
             train=file.train,
             budgets=budgets,
+            hold=hold,
         )
         space._refuse_repeats(path)
         return space

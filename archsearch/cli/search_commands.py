@@ -28,6 +28,13 @@ def search(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, metavar="N", help="Trainings side by side on this machine. Default: one a core.")
     ] = None,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option("--hold", metavar="SIZE", help="Hold a size by solving FFN widths: 'parameters=350M', 'weights_mb=baseline+-1%'."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="SPEC", help="A layout of the space to train first and compare with.")
+    ] = None,
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Answer from what is measured and trained; the default when all trials are done.")
     ] = False,
@@ -47,7 +54,9 @@ def search(
         raise InputError("--workers 0 leaves all training to others, who need a --storage that they can reach; give one")
     parsed = claim(run, space)
     table = load_table(run, device)
-    searcher = make_searcher(parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers)
+    searcher = make_searcher(
+        parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers, baseline=baseline, held=hold or ()
+    )
     if resolve or certify or (trials is None and searcher.finished()):
         result = answer(searcher, certified=certify)
     else:

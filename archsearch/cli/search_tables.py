@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archsearch.cli.tables import milliseconds, stdout, table
 
@@ -26,6 +26,8 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
         stdout.print(f"{_unit(latency)}: {latency}; {_unit(memory)}: {memory}", style="dim")
     if result.proposed:
         stdout.print(f"expected: {result.proposed[0].basis}", style="dim")
+    if result.baseline is not None:
+        _print_baseline(result.baseline)
     if result.certificate is not None:
         gap, points = result.certificate["worst_gap"], len(result.certificate["points"])
         stdout.print(f"certificate: at {points} latencies at most {gap:.2%} is left, were quality additive (HiGHS)", style="dim")
@@ -33,6 +35,17 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
         stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
     else:
         stdout.print("no layout within these budgets is trained, so none is chosen; --trials N trains N of them", style="yellow")
+
+
+def _print_baseline(baseline: dict[str, Any]) -> None:
+    """In one sentence: how the choice differs from it."""
+    name, change = baseline["name"], baseline["difference"]
+    state = "" if baseline["feasible"] else f" (over budget, not trained: {baseline['reason']})"
+    if change is None:
+        stdout.print(f"baseline {name}{state}")
+        return
+    shown = {metric: share for metric, share in change.items() if not metric.startswith("P(")}
+    stdout.print(f"the choice beside {name}{state}: " + ", ".join(f"{metric} {share:+.1%}" for metric, share in shown.items()))
 
 
 def _row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from archsearch.budgets import LATENCY, Budget, parse_budget
@@ -40,7 +41,9 @@ def designs(run: RunFiles) -> tuple[DesignRow, ...]:
     from archsearch.search.feasible import Costs
 
     budgets = limits(run.search)
-    searcher = make_searcher(run.space, run.run_dir, run.table, budgets, trials=None, seed=run.search["seed"])
+    # What was searched is in the document, whatever the space file says now.
+    space = replace(run.space, hold=(), search=run.space.search.model_copy(update={"baseline": None}))
+    searcher = make_searcher(space, run.run_dir, run.table, budgets, trials=None, seed=run.search["seed"])
     searcher.budgets = tuple(budgets)
     front = {point["spec_id"] for point in run.search["front"]}
     chosen = run.search["best"]["spec_id"] if run.search["best"] else None
@@ -72,6 +75,10 @@ def designs(run: RunFiles) -> tuple[DesignRow, ...]:
         spec = ArchSpec.from_dict(point["spec"])
         if spec.spec_id not in known:
             rows.append(row(spec, searcher.costs(spec), ""))
+    if (baseline := run.search.get("baseline")) is not None:
+        spec = ArchSpec.from_dict(baseline["spec"])
+        rows = [design for design in rows if design.spec_id != spec.spec_id]
+        rows.append(row(spec, searcher.costs(spec), f"baseline {baseline['name']}"))
     trained = [design for design in rows if design.trained or design.label]
     rest = [design for design in rows if not design.trained and not design.label]
     step = max(1, len(rest) // UNTRAINED_SHOWN)
@@ -135,5 +142,10 @@ def cards(run: RunFiles) -> tuple[Card, ...]:
     quality = best["quality"]
     recall = "solved" if quality["recall_status"] == "resolved" else f"{quality['recall_accuracy']:.0%}, unresolved"
     cards.append(Card(title="Recall (64-channel copy)", value=recall, note=f"{quality['recall_steps']} steps"))
+    if run.search is not None and (baseline := run.search.get("baseline")) is not None and baseline["difference"] is not None:
+        change = baseline["difference"]
+        text = f"{change['text_bits_per_byte']:+.1%} bits/byte" if "text_bits_per_byte" in change else "not trained: over budget"
+        faster = f"{change[run.latency_metric]:+.0%}"
+        cards.append(Card(title=f"Beside {baseline['name']}", value=faster, note=f"{run.latency_metric}; {text}"))
     cards.append(Card(title="Shape", value=f"{len(run.chosen.layers)} × {run.chosen.hidden_size}", note=run.chosen.pattern))
     return tuple(cards)

@@ -12,6 +12,7 @@ from archsearch.budgets import Budget, Metric
 from archsearch.errors import MissingMeasurement
 from archsearch.predict import CostTable
 from archsearch.search.risk import Spread, share_of_half, spread_of
+from archsearch.search.sizes import COUNTED, block_size, head_size
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from operators.kinds import operator_for
@@ -51,20 +52,25 @@ class CostModel:
     """Point predictions for thousands of layouts: what a model costs without layers, and what each block adds, asked for once."""
 
     def __init__(self, space: Space, table: CostTable, metrics: Sequence[Metric], budgets: Sequence[Budget]) -> None:
-        self.space, self.table, self.metrics, self.budgets = space, table, tuple(metrics), tuple(budgets)
+        self.space, self.table, self.budgets = space, table, tuple(budgets)
+        self.metrics = tuple(dict.fromkeys((*metrics, *(budget.metric for budget in budgets))))
         self._constants: dict[tuple[int, Metric], float] = {}
         self._added: dict[tuple[int, BlockSpec, Metric], float] = {}
         self._spreads: dict[tuple[int, Metric], Spread] = {}
 
     def constant(self, hidden_size: int, metric: Metric) -> float:
         key = (hidden_size, metric)
-        if key not in self._constants:
+        if key not in self._constants and metric.kind in COUNTED:
+            self._constants[key] = head_size(self.space, hidden_size, metric)
+        elif key not in self._constants:
             self._constants[key] = float(self.table.constant(self.space.spec((), hidden_size=hidden_size), metric))
         return self._constants[key]
 
     def added(self, hidden_size: int, block: BlockSpec, metric: Metric) -> float:
         key = (hidden_size, block, metric)
-        if key not in self._added:
+        if key not in self._added and metric.kind in COUNTED:
+            self._added[key] = block_size(self.space, hidden_size, block, metric)
+        elif key not in self._added:
             self._added[key] = float(self.table.additive(block, self.space.dims(hidden_size), metric))
         return self._added[key]
 
@@ -124,6 +130,7 @@ def measured_space(space: Space, table: CostTable, metrics: Sequence[Metric]) ->
     left_out: dict[str, str] = {}
     usable = []
     last: MissingMeasurement | None = None
+    metrics = [metric for metric in metrics if metric.kind not in COUNTED]
     for operator in space.operators:
         try:
             for ffn, dims, metric in itertools.product(space.ffns, space.all_dims, metrics):

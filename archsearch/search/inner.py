@@ -16,11 +16,14 @@ import numpy as np
 from archsearch.budgets import Metric
 from archsearch.search.layouts import Layouts
 from archsearch.search.moves import Moves
+from archsearch.search.sizes import Held, held
 from archsearch.search.table import CostArrays
 
 CELLS = 200
 BATCH = 192
 FIRST_BATCH = 32
+RESIZES = 2
+"""Steps of FFN widths that are tried for each layer to meet a size that is held."""
 Quality = Callable[[Layouts], np.ndarray]
 Niche = Callable[[Layouts], np.ndarray]
 
@@ -73,12 +76,15 @@ class InnerSearch:
         self.best, self.at = np.full(size, -np.inf), np.full(size, np.inf)
         self.astray: tuple[Layouts, np.ndarray] | None = None
         """Layouts nearest to the budgets, and how far they are, until some keep them."""
+        self.held = held(arrays.model.budgets)
         self.evaluations = 0
         self.add(self.codec.random(FIRST_BATCH, self.rng) if start is None else start.joined(self.codec.random(FIRST_BATCH, self.rng)))
 
     def add(self, layouts: Layouts) -> None:
-        """Evaluate layouts and keep what is best in its cell."""
+        """Evaluate layouts and keep what is best in its cell; where a size is held, FFN widths are changed for it first."""
         self.evaluations += len(layouts)
+        for size in self.held:
+            layouts = self._resized(layouts, size)
         found = self.arrays.evaluate(layouts)
         feasible = found.feasible
         if not feasible.any():
@@ -97,6 +103,17 @@ class InnerSearch:
         cell, rows = cell[better], order[better]
         self.best[cell], self.at[cell] = quality[better], latency[better]
         self.kept.hidden[cell], self.kept.codes[cell] = layouts.hidden[rows], layouts.codes[rows]
+
+    def _resized(self, layouts: Layouts, size: Held) -> Layouts:
+        """Layer by layer at random, the next wider or narrower FFN, until the size is met or no layer is left to change."""
+        column, layouts = self.arrays.metrics.index(size.metric), Layouts(layouts.hidden, layouts.codes.copy())
+        for _ in range(RESIZES * self.codec.deepest):
+            value = self.arrays.values(layouts)[:, column]
+            step = np.where(value < size.low, 1, np.where(value > size.high, -1, 0))
+            rows = np.flatnonzero(step)
+            if not len(rows) or not self.moves.step_ffn(layouts.codes, rows, step[rows]):
+                break
+        return layouts
 
     def _keep_astray(self, layouts: Layouts, violation: np.ndarray) -> None:
         if self.astray is not None:

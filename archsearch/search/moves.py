@@ -79,6 +79,16 @@ class Moves:
         rank = np.clip(self.rank[codes % self.ffns] + step, 0, self.ffns - 1)
         return np.asarray(codes // self.ffns * self.ffns + self.order[rank])
 
+    def step_ffn(self, codes: np.ndarray, rows: np.ndarray, step: np.ndarray) -> bool:
+        """In each of these rows, one layer's FFN wider (1) or narrower (-1), in place; False where no layer can be changed."""
+        chosen = codes[rows]
+        rank = self.rank[chosen % self.ffns] + step[:, None]
+        possible = (chosen < self.codec.blocks) & (rank >= 0) & (rank < self.ffns)
+        at = np.where(possible, self.rng.random(chosen.shape), -1.0).argmax(axis=1)
+        able = possible[np.arange(len(rows)), at]
+        codes[rows[able], at[able]] = self._stepped(chosen[able, at[able]], step[able])
+        return bool(able.any())
+
     def _ffn(self, layouts: Layouts, _: Layouts) -> Layouts:
         rows, at = np.arange(len(layouts)), self._position(layouts)
         step = self.rng.choice([-1, 1], size=len(layouts))

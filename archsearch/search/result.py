@@ -90,16 +90,19 @@ class SearchResult:
     nearest: ArchSpec | None = None
     proposed: tuple[ProposedPoint, ...] = ()
     certificate: dict[str, Any] | None = None
+    baseline: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `archsearch search` prints."""
-        return {
+        document = {
             "feasible": self.feasible,
             "front": [point.to_dict() for point in self.front],
             "best": self.best.to_dict() if self.best else None,
             "unreachable": self.unreachable,
             "proposed": [point.to_dict() for point in self.proposed],
-        } | ({"certificate": self.certificate} if self.certificate is not None else {})
+        }
+        asked_for = {"certificate": self.certificate, "baseline": self.baseline}
+        return document | {name: value for name, value in asked_for.items() if value is not None}
 
 
 def pareto_front(points: Sequence[FrontPoint], latency: str, memory: str) -> tuple[FrontPoint, ...]:

@@ -12,6 +12,7 @@ from archsearch.quality import structure
 from archsearch.search.designs import Design, DesignSpace
 from archsearch.search.feasible import CostModel, Costs
 from archsearch.search.programme import Programme
+from archsearch.search.sizes import held, solved
 from archsearch.spec import ArchSpec
 from operators.costs import model_parameters
 
@@ -38,9 +39,11 @@ def inner_pass(designs: DesignSpace, model: CostModel, seed: int, samples: int) 
     """Baselines, designs and the layout nearest to the budgets, with predicted costs; the same for the same seed.
 
     Where there are more than `samples` designs, as many at random.
-    Where the budgets leave little room, layouts that use it to the full in various directions too.
+    Where the budgets leave little room, layouts that use it to the full in various directions too. Where a size is held, the FFN
+    widths of each are solved for it.
     """
     generator = random.Random(seed)
+    sizes = held(model.budgets)
     found: dict[tuple[Any, ...], InnerDesign] = {}
 
     def add(spec: ArchSpec, design: Design, label: str = "") -> None:
@@ -48,18 +51,22 @@ def inner_pass(designs: DesignSpace, model: CostModel, seed: int, samples: int) 
         if key not in found:
             found[key] = InnerDesign(design=design, spec=spec, costs=model.costs(spec), label=label)
 
+    def spec_of(design: Design) -> ArchSpec:
+        spec = designs.spec(design)
+        return solved(spec, model, sizes[0]) if sizes else spec
+
     done: set[str] = set()
     for label, design in designs.baselines():
-        spec = designs.spec(design)
+        spec = spec_of(design)
         if label not in done and model.costs(spec).feasible:
             done.add(label)
             add(spec, design, label)
     for label, design in designs.baselines():
         if label not in done:  # over budget at every size: the largest is shown
             done.add(label)
-            add(designs.spec(design), design, label)
+            add(spec_of(design), design, label)
     for design in designs.all() if designs.size <= samples else (designs.random(generator) for _ in range(samples)):
-        add(designs.spec(design), design)
+        add(spec_of(design), design)
     nearest, costs = model.nearest()
     add(nearest, designs.nearest(nearest))
     if costs.feasible and sum(entry.costs.feasible for entry in found.values()) < FEW_FEASIBLE:

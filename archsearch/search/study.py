@@ -23,6 +23,7 @@ from archsearch.errors import RunError
 from archsearch.predict import CostTable
 from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality
 from archsearch.search import book, seeds
+from archsearch.search.baseline import LABEL, compared
 from archsearch.search.designs import DesignSpace
 from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics
 from archsearch.search.layouts import Layouts
@@ -70,6 +71,7 @@ class Searcher:
         budgets: hard limits, the space's and the command line's together.
         trials: layouts to train.
         storage: an Optuna storage URL; None keeps the study in the run directory.
+        baseline: a layout of the space that is trained first, and compared with.
 
     Raises:
         MissingMeasurement: the table lacks what the budgets are about, or every operator of the space.
@@ -86,7 +88,9 @@ class Searcher:
         trials: int,
         seed: int = 0,
         storage: str | None = None,
+        baseline: ArchSpec | None = None,
     ) -> None:
+        self.baseline = baseline
         self.metrics = search_metrics(table, budgets)
         self.latency, self.memory = primary_latency(table, budgets), primary_memory(table, budgets)
         self.space, self.left_out = measured_space(space, table, self.metrics)
@@ -132,8 +136,12 @@ class Searcher:
         return seeds.inner_pass(self.designs, self.model, self.seed, INNER_SAMPLES)
 
     def seeds(self, inner: Sequence[InnerDesign]) -> list[InnerDesign]:
-        """What is trained first; see `seeds.choose_seeds`."""
-        return seeds.choose_seeds(inner, self.trials, str(self.latency))
+        """What is trained first: the baseline, then see `seeds.choose_seeds`."""
+        first = []
+        if self.baseline is not None and self.designs.holds(self.baseline):
+            spec = self.baseline
+            first.append(InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=self.costs(spec), label=LABEL))
+        return first + seeds.choose_seeds(inner, self.trials, str(self.latency))
 
     @property
     def points(self) -> list[FrontPoint]:
@@ -318,7 +326,10 @@ class Searcher:
         """What is known so far. Impossible budgets are recognised exactly, by integer programming, not by a lack of luck."""
         nearest = self.nearest
         if nearest is not None and not nearest.costs.feasible:
-            return SearchResult(feasible=False, unreachable=unreachable(self.model, nearest.costs), nearest=nearest.spec)
+            compared_with = compared(self, None) if self.baseline is not None else None
+            missed = unreachable(self.model, nearest.costs)
+            return SearchResult(feasible=False, unreachable=missed, nearest=nearest.spec, baseline=compared_with)
         latency, memory = str(self.latency), str(self.memory)
         front = pareto_front(self.points, latency, memory)
-        return SearchResult(feasible=True, front=front, best=choose(front, latency))
+        best = choose(front, latency)
+        return SearchResult(feasible=True, front=front, best=best, baseline=compared(self, best) if self.baseline is not None else None)

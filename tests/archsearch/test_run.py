@@ -115,7 +115,7 @@ def test_every_stage_leaves_its_files(finished: tuple[Path, Outcome], space: Pat
 def test_the_search_document(finished: tuple[Path, Outcome]) -> None:
     run, ended = finished
     search = ended.document["search"]
-    assert set(search) == {"feasible", "front", "best", "unreachable"}
+    assert set(search) == {"feasible", "front", "best", "unreachable", "proposed"}
     assert search["feasible"] is True
     assert search["unreachable"] == {}
     assert 1 <= len(search["front"]) <= LAYOUTS
