@@ -53,7 +53,10 @@ def build(
     def say(text: str) -> None:
         stderr.print(f"{text} ...", style="dim", soft_wrap=True)
 
-    command, cache = tuple(shlex.split(compiler or "")), cache_folder()
+    try:
+        command, cache = tuple(shlex.split(compiler or "")), cache_folder()
+    except ValueError as error:
+        raise InputError(f"--cc: {error}") from error
     if (ndk is None) != (ort_aar is None):
         raise InputError("--ndk and --ort-aar go together: the NDK has the compiler, the archive ONNX Runtime")
     if wheel is not None and (ndk is not None or abi is None):
