@@ -27,6 +27,7 @@ from archsearch.cases import (
     write_subject,
 )
 from archsearch.documents import document_head, predicted_fields, workload_fields
+from archsearch.emulated import refuse
 from archsearch.errors import InputError, MissingMeasurement, RunError
 from archsearch.estimate import round_times, summary
 from archsearch.memory import MB
@@ -135,7 +136,9 @@ def bench(
     Raises:
         InputError: a workload's precision is not that of the ONNX file.
         RunError: nothing could be measured.
+        EmulatedTimesError: the device is emulated.
     """
+    refuse(device_id, device.info.extra)
     for workload in workloads:
         if workload.precision not in target.files:
             raise InputError(f"{target.name} is {', '.join(target.files)}; it cannot be benched in {workload.precision}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from archsearch.documents import workload_fields
+from archsearch.emulated import refuse
 from archsearch.errors import InputError, StoreError
 from archsearch.estimate import CONFIDENCE, QUANTILE, RESAMPLES, round_times, summary
 from archsearch.store import Row, Store
@@ -143,6 +144,7 @@ def _side(file: Path, store: Store, wanted: str | None) -> Side:
         raise InputError(f"{file}: {wanted or 'no device'} was not measured here; measured: {names}")
     if len(devices) > 1:
         raise InputError(f"{file}: holds several devices, {names}; choose one with --device-a or --device-b")
+    refuse(devices[0]["device_id"], devices[0].get("extra", {}))
     rows = [row for row in store.rows(fingerprint=devices[0]["fingerprint"]) if row.purpose == "latency" and row.rounds]
     runtime = rows[-1].runtime if rows else ""
     return Side(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from archsearch.cases import block_subject, make_case, write_subject
+from archsearch.emulated import refuse
 from archsearch.errors import RunError
 from archsearch.estimate import QUANTILE
 from archsearch.space import MeasureSettings
@@ -81,8 +82,10 @@ def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, dia
 
     Raises:
         RunError: nothing could be measured.
+        EmulatedTimesError: the device is emulated.
         AgentError: the device's agent cannot be started.
     """
+    refuse(device.info.device_id, device.info.extra)
     states: list[MachineState] = []
     conditions: Conditions | None = None
     total = PROCESSES * ROUNDS

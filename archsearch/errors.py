@@ -4,7 +4,8 @@ ArchsearchError
 ├── InputError               wrong usage: exit code 2
 │   ├── FileFormatError      a file with an unknown key, a wrong type, an impossible value: names file and field
 │   ├── NoCounterpartError   a layout that another program has no model for: names every field that stands in the way
-│   └── BudgetError          a budget that does not parse or names nothing that is predicted
+│   ├── BudgetError          a budget that does not parse or names nothing that is predicted
+│   └── EmulatedTimesError   times of an emulated device, asked for as numbers (archsearch.emulated)
 ├── RunError                 a failure: exit code 1
 │   ├── StoreError           a database that is corrupt, of a newer version, or cannot be written
 │   ├── CheckpointError      a checkpoint that is incomplete or corrupt

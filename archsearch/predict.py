@@ -19,6 +19,7 @@ from archsearch.budgets import LATENCY, Metric
 from archsearch.calibration import read_widenings
 from archsearch.cases import Subject, block_label, block_subject, head_subject
 from archsearch.documents import document_head, predicted_fields, workload_fields
+from archsearch.emulated import refuse
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, Widening, round_times, summary
 from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable
@@ -91,6 +92,7 @@ class CostTable:
 
         Raises:
             MissingMeasurement: nothing was measured on that device, or several devices go by that name.
+            EmulatedTimesError: the device is emulated.
         """
         infos = [info for info in store.devices() if device in (info["device_id"], info["fingerprint"])]
         if not infos:
@@ -99,6 +101,7 @@ class CostTable:
         if len(infos) > 1:
             names = ", ".join(f"{info['fingerprint']} ({info['cpu']})" for info in infos)
             raise MissingMeasurement(f"{store.path}: several machines are called {device}; name one by its fingerprint: {names}")
+        refuse(device, infos[0].get("extra", {}))
         rows = store.rows(fingerprint=infos[0]["fingerprint"])
         # Of the blocks that were planned last: with another version of the runtime, the machine is another machine.
         profiled = [row.runtime for row in rows if row.purpose == "latency" and row.subject["kind"] != "model"]

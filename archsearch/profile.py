@@ -279,10 +279,8 @@ class _Profile:
         return found
 
     def _groups(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Split a series so that its models fit in memory together; a model is never split."""
-        import psutil
-
-        limit = MEMORY_SHARE * psutil.virtual_memory().available
+        """Split a series so that its models fit in the device's memory together; a model is never split."""
+        limit = MEMORY_SHARE * self._memory()
         groups: list[list[Item]] = []
         filled = 0.0
         seen: set[Path] = set()
@@ -295,6 +293,14 @@ class _Profile:
             seen.add(item.path)
             groups[-1].append(item)
         return groups
+
+    def _memory(self) -> float:
+        """Bytes that models may share: what is available here, half of what a phone has, where much is in use and little is told."""
+        if self.info.device_id.startswith("adb:"):
+            return 0.5 * self.info.memory_bytes
+        import psutil
+
+        return psutil.virtual_memory().available
 
     def _series(
         self, items: Sequence[Item], first: int, threads: int, done: dict[str, set[int]], estimator: Estimator

@@ -41,6 +41,9 @@ def _main(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="ARCHSEARCH_DEBUG", help="Show tracebacks and log messages.")] = False,
+    allow_emulated: Annotated[
+        bool, typer.Option("--allow-emulated", help="Take times of emulated devices as numbers, which they are not.")
+    ] = False,
 ) -> None:
     if version:
         from archsearch import __version__
@@ -48,6 +51,10 @@ def _main(
         typer.echo(f"archsearch {__version__}")
         raise typer.Exit
     Settings.debug = debug
+    if allow_emulated:
+        from archsearch.emulated import allowed
+
+        context.with_resource(allowed())
     if debug:
         import logging
 

@@ -25,6 +25,7 @@ def devices(json_output: JsonOption = False) -> None:
     rows = []
     for info in found:
         what = f"{info.cpu}, {info.cores} cores, {info.memory_bytes / 2**30:.0f} GiB" if info.cores else info.name
+        what += ", emulated" if info.extra.get("emulated") else ""
         rows.append([info.device_id, what, info.runtime or "-", "ready" if info.available else info.problem or "not available"])
     stdout.print(table(["device", "what it is", "runtime", "state"], rows, numbers_from=9))
 

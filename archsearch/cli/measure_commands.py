@@ -24,22 +24,25 @@ def profile(
     json_output: JsonOption = False,
 ) -> None:
     """Measure the space's blocks on devices; goes on where it was stopped."""
-    from archsearch.cli.progress import show, stage
-    from archsearch.profile import profile as measure
+    from archsearch.cli.progress import show, side_by_side
+    from archsearch.cli.tables import stderr
+    from archsearch.emulated import usable
+    from archsearch.fleet import profile_all, refuse_twins
     from archsearch.run import claim, keep_limits
     from archsearch.space import Space
     from archsearch.store import Store
     from devices import open_device
 
-    ids = device or ["local"]
+    ids = list(dict.fromkeys(device or ["local"]))
     Space.read(space)  # complaints about the space first; and nothing is written before the devices are known to be there
     opened = {device_id: open_device(device_id) for device_id in ids}
+    refuse_twins(opened)
     parsed = claim(run, space)
-    for target in opened.values():
-        with stage("profile") as bar:
-            for event in measure(parsed, run, target, retry_failed=retry_failed):
-                show(bar, event)
-        keep_limits(run, target.info.device_id, target, parsed.threads)
+    with side_by_side("profile", ids) as bars:
+        for device_id, event in profile_all(parsed, run, opened, retry_failed=retry_failed):
+            show(bars[device_id], event)
+    for device_id, target in opened.items():
+        keep_limits(run, device_id, target, parsed.threads)
     with Store(run / "measurements.db") as store:
         rows = [row for target in opened.values() for row in store.rows(fingerprint=target.info.fingerprint)]
     rows = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
@@ -52,17 +55,23 @@ def profile(
     if json_output:
         print_json({"run": str(run), "devices": ids, "measurements": done, "partial": len(rows) - done - len(failures), "failed": failures})
     else:
-        print_profile(run, ids[0], parsed, done, failures)
+        for device_id, target in opened.items():
+            if usable(target.info.extra):
+                print_profile(run, device_id, parsed, several=len(ids) > 1)
+            else:
+                stderr.print(f"{device_id} is emulated: its times are kept, marked as such, and not shown", style="yellow")
+        said = f"; {len(failures)} failed, see above" if failures else ""
+        stderr.print(f"{done} measurements in {run / 'measurements.db'}{said}", style="dim")
     if rows and done == 0:
         raise typer.Exit(1)
 
 
-def print_profile(run: Path, device_id: str, space: Any, done: int, failures: list[dict[str, str]]) -> None:
+def print_profile(run: Path, device_id: str, space: Any, *, several: bool = False) -> None:
     """Decode and prefill time of every block."""
     from rich.text import Text
 
     from archsearch.cases import block_label
-    from archsearch.cli.tables import FAMILY_STYLES, interval, milliseconds, stderr, stdout, table
+    from archsearch.cli.tables import FAMILY_STYLES, interval, milliseconds, stdout, table
     from archsearch.errors import MissingMeasurement
     from archsearch.run import load_table
     from operators.kinds import operator_for
@@ -82,10 +91,8 @@ def print_profile(run: Path, device_id: str, space: Any, done: int, failures: li
                     cells.append("failed")
             rows.append(cells)
         title = f"ms a block at hidden size {dims.hidden_size}, {space.precision}, {space.threads} thread(s), with 90 % interval"
+        title = f"{device_id}: {title}" if several else title
         stdout.print(table(["block", *(workload.label for workload in workloads)], rows, title=title))
-    stderr.print(
-        f"{done} measurements in {run / 'measurements.db'}" + (f"; {len(failures)} failed, see above" if failures else ""), style="dim"
-    )
 
 
 @app.command(epilog="Example: archsearch bench runs/demo/export/model.onnx --device local --run runs/demo")

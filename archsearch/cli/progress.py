@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -29,30 +29,26 @@ def clock(seconds: float | None) -> str:
 class Bar:
     """One line: what is done, how far, what just happened, how long it will take."""
 
-    def __init__(self, title: str, bar_width: int = 20) -> None:
+    def __init__(self, title: str, bar_width: int = 20, shared: Progress | None = None) -> None:
         self.title, self._note_width = title, NOTE_WIDTH + 20 - bar_width
-        self._progress = Progress(
-            TextColumn("[bold]{task.fields[title]:<8}"),
-            BarColumn(bar_width=bar_width),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("[dim]{task.fields[left]}"),
-            TextColumn("{task.fields[note]}", markup=True),
-            console=stderr,
-            transient=False,
-        )
+        self._shared = shared is not None
+        if shared is not None:  # one of several lines, whose titles are as long as devices' names
+            self._note_width = max(12, self._note_width + 8 - len(title))
+        self._progress = shared or _progress(bar_width, 8)
         self._task: TaskID | None = None
         self._told, self._total = -1.0, 0.0
 
     def __enter__(self) -> Bar:
         if stderr.is_terminal:
-            self._progress.start()
+            if not self._shared:
+                self._progress.start()
             self._task = self._progress.add_task("", total=None, title=self.title, count="", left="", note="")
-        else:
+        elif not self._shared:
             stderr.print(f"{self.title} ...", style="bold")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._task is not None:
+        if self._task is not None and not self._shared:
             self._progress.stop()
 
     def update(self, done: float, total: float, *, note: str = "", seconds_left: float | None = None, count: str | None = None) -> None:
@@ -66,11 +62,41 @@ class Bar:
             self._told, self._total = -1.0, 0.0
         if total and (share >= self._told + PLAIN_EVERY or done == total) and share != self._told:
             self._told = share
-            stderr.print(f"  {count} {note} {clock(seconds_left)}".rstrip(), markup=False)
+            whose = f"{self.title} " if self._shared else ""
+            stderr.print(f"  {whose}{count} {note} {clock(seconds_left)}".rstrip(), markup=False)
 
     def say(self, text: str, *, style: str = "") -> None:
         """A line that stays, above the bar."""
+        text = f"{self.title}: {text}" if self._shared else text
         (self._progress.console if self._task is not None else stderr).print(f"  {text}", style=style, markup=False)
+
+
+def _progress(bar_width: int, title_width: int) -> Progress:
+    return Progress(
+        TextColumn(f"[bold]{{task.fields[title]:<{title_width}}}"),
+        BarColumn(bar_width=bar_width),
+        TextColumn("{task.fields[count]}"),
+        TextColumn("[dim]{task.fields[left]}"),
+        TextColumn("{task.fields[note]}", markup=True),
+        console=stderr,
+        transient=False,
+    )
+
+
+@contextlib.contextmanager
+def side_by_side(title: str, names: Sequence[str]) -> Iterator[dict[str, Bar]]:
+    """A bar for each of several names, which work at once; of one alone, the bar of a stage."""
+    if len(names) == 1:
+        with stage(title) as bar:
+            yield {names[0]: bar}
+        return
+    shared = _progress(8, max(map(len, names)))
+    with contextlib.ExitStack() as stack:
+        if stderr.is_terminal:
+            stack.enter_context(shared)
+        else:
+            stderr.print(f"{title} ...", style="bold")
+        yield {name: stack.enter_context(Bar(name, 8, shared)) for name in names}
 
 
 @contextlib.contextmanager

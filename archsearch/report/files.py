@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from archsearch.emulated import refuse, usable
 from archsearch.files import read_json
 from archsearch.predict import CostTable
 from archsearch.space import Space
@@ -30,11 +31,21 @@ class RunFiles:
 
     @cached_property
     def infos(self) -> list[dict[str, Any]]:
-        return self.store.devices()
+        """The devices whose times may be taken as numbers.
+
+        Raises:
+            EmulatedTimesError: there are others only.
+        """
+        known = self.store.devices()
+        found = [info for info in known if usable(info.get("extra", {}))]
+        if known and not found:
+            refuse(known[0]["device_id"], known[0]["extra"])
+        return found
 
     @cached_property
     def rows(self) -> list[Row]:
-        return self.store.rows()
+        fingerprints = {info["fingerprint"] for info in self.infos}
+        return [row for row in self.store.rows() if row.fingerprint in fingerprints]
 
     @cached_property
     def tables(self) -> dict[str, CostTable]:

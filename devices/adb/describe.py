@@ -116,6 +116,7 @@ def device_info(device_id: str, description: Description, *, runtime: str | None
     maker, model = first("ro.product.manufacturer"), first("ro.product.model")
     chip = " ".join(filter(None, [first("ro.soc.manufacturer"), first("ro.soc.model", "ro.board.platform")]))
     serial = first("ro.serialno", "ro.boot.serialno") or device_id
+    emulated = "(emulated)" if description.emulated else ""
     extra = {
         "state": "device",
         "serial": serial,
@@ -130,7 +131,7 @@ def device_info(device_id: str, description: Description, *, runtime: str | None
         device_id=device_id,
         name=" ".join(filter(None, [maker, model])) or device_id,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:12],
-        system=" ".join(filter(None, ["Android", first("ro.build.version.release"), first("ro.product.cpu.abi")])),
+        system=" ".join(filter(None, ["Android", first("ro.build.version.release"), first("ro.product.cpu.abi"), emulated])),
         cpu=chip,
         cores=description.cores,
         memory_bytes=description.memory_bytes,

@@ -114,7 +114,7 @@ class PhoneDevice:
 
     def _pinned(self, plan: RunPlan) -> RunPlan:
         cores = plan.cores or describe.biggest(self.description.clusters, plan.threads, self.description.allowed)
-        return replace(plan, cores=cores)
+        return replace(plan, cores=cores, max_temperature_c=min(plan.max_temperature_c, state.HOT_C))
 
     # -- one agent -------------------------------------------------------------------------------------------------------
 
@@ -153,6 +153,7 @@ class PhoneDevice:
             waited_s=self._waited_s,
             temperature_c=event.state.temperature_c if event.state.temperature_c is not None else seen.cpu_c,
             on_battery=not seen.plugged if seen.plugged is not None else event.state.on_battery,
+            throttled=event.state.throttled or seen.throttled,
             thermal_status=seen.thermal_status,
             battery_percent=seen.battery_percent,
             screen_on=seen.screen_on,

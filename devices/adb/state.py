@@ -39,8 +39,12 @@ class PhoneState:
     screen_on: bool | None = None
 
     @property
+    def throttled(self) -> bool | None:
+        return self.thermal_status >= THROTTLED if self.thermal_status is not None else None
+
+    @property
     def hot(self) -> bool:
-        return (self.thermal_status or 0) >= THROTTLED or (self.cpu_c is not None and self.cpu_c >= HOT_C)
+        return bool(self.throttled) or (self.cpu_c is not None and self.cpu_c >= HOT_C)
 
 
 def parse(answer: str) -> PhoneState:

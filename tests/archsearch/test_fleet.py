@@ -1,0 +1,146 @@
+"""Several devices in one profile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_line import Outcome
+
+from archsearch.errors import InputError, RunError
+from archsearch.fleet import profile_all
+from archsearch.space import Space
+from archsearch.store import Store
+from devices import DeviceError
+from devices.base import Device, DeviceInfo
+from devices.plan import Event, RoundResult, RunPlan
+from tests.archsearch.fake_device import FakeDevice
+from tests.archsearch.spaces import small
+from tests.phone.helpers import phone_for_test
+from tests.phone.phone import FakePhone
+
+
+class Named(FakeDevice):
+    """A fake device with a name and a fingerprint of its own; meets the others at a barrier when one is given."""
+
+    def __init__(self, device_id: str, barrier: threading.Barrier | None = None, dies_after: int | None = None) -> None:
+        super().__init__()
+        self._id, self._barrier, self._left = device_id, barrier, dies_after
+
+    @property
+    def info(self) -> DeviceInfo:
+        return replace(super().info, device_id=self._id, fingerprint=f"fp-{self._id}", memory_bytes=8 * 2**30)
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        for event in super().run(plan):
+            if isinstance(event, RoundResult):
+                if self._barrier is not None:
+                    self._barrier.wait(timeout=30)
+                if self._left is not None:
+                    self._left -= 1
+                    if self._left < 0:
+                        raise DeviceError(f"{self._id}: the connection broke: replug it")
+            yield event
+
+
+def done(run_dir: Path, device_id: str) -> tuple[int, int]:
+    """Measurements of a device that are done, and all of them."""
+    with Store(run_dir / "measurements.db") as store:
+        rows = store.rows(fingerprint=f"fp-{device_id}")
+    return sum(row.status == "done" for row in rows), len(rows)
+
+
+def test_phones_are_measured_side_by_side(tmp_path: Path) -> None:
+    # Each round of one waits for a round of the other: one after the other, neither would ever end.
+    barrier = threading.Barrier(2)
+    devices: dict[str, Device] = {name: Named(name, barrier) for name in ("adb:A", "adb:B")}
+    events = list(profile_all(Space.from_dict(small()), tmp_path, devices))
+    assert {name for name, _ in events} == {"adb:A", "adb:B"}
+    for name in devices:
+        complete, total = done(tmp_path, name)
+        assert complete == total == 9 + 10
+        assert [event.stage for device, event in events if device == name][-1] == "finished"
+
+
+def test_this_machine_is_measured_alone(tmp_path: Path) -> None:
+    devices: dict[str, Device] = {name: Named(name) for name in ("adb:A", "local")}
+    order = [name for name, event in profile_all(Space.from_dict(small()), tmp_path, devices)]
+    assert order == sorted(order, reverse=True), "the phone began before this machine was done"
+
+
+def test_a_phone_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    devices: dict[str, Device] = {"adb:A": Named("adb:A", dies_after=3), "adb:B": Named("adb:B")}
+    with pytest.raises(DeviceError, match="adb:A: the connection broke"):
+        list(profile_all(Space.from_dict(small()), tmp_path, devices))
+    assert done(tmp_path, "adb:B") == (19, 19)
+    assert 0 < done(tmp_path, "adb:A")[0] < 19
+    list(profile_all(Space.from_dict(small()), tmp_path, {name: Named(name) for name in devices}))
+    assert done(tmp_path, "adb:A") == (19, 19)
+    with pytest.raises(RunError, match=r"adb:C: .*; adb:D: |adb:D: .*; adb:C: "):
+        list(profile_all(Space.from_dict(small()), tmp_path, {name: Named(name, dies_after=0) for name in ("adb:C", "adb:D")}))
+
+
+def test_one_device_under_two_names_is_refused(tmp_path: Path) -> None:
+    devices: dict[str, Device] = {"adb:A": Named("adb:A"), "adb:A:5555": Named("adb:A")}
+    with pytest.raises(InputError, match=r"adb:A and adb:A:5555 are the same device .*: name it once"):
+        next(profile_all(Space.from_dict(small()), tmp_path, devices))
+
+
+def test_leaving_ends_the_workers(tmp_path: Path) -> None:
+    devices: dict[str, Device] = {name: Named(name) for name in ("adb:A", "adb:B")}
+    events = profile_all(Space.from_dict(small()), tmp_path, devices)
+    for _, event in events:
+        if event.stage == "latency":
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == 1
+    assert done(tmp_path, "adb:A")[0] + done(tmp_path, "adb:B")[0] < 38
+
+
+@pytest.mark.slow
+def test_two_real_adbds_in_one_command(phone: FakePhone, agent_bundle: Path, tmp_path: Path, call: Callable[..., Outcome]) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text(TOML)
+    one = f"adb:{phone.address}"
+    with phone_for_test(serial="TEST0002") as other:
+        two = f"adb:{other.address}"
+        out = call("profile", space, "--run", tmp_path / "run", "--device", one, "--device", two)
+        assert out.status == 0, out.err
+        assert f"{one}: ms a block" in out.out
+        assert f"{two}: ms a block" in out.out
+        twice = call("profile", space, "--run", tmp_path / "run", "--device", one, "--device", one.replace("127.0.0.1", "localhost"))
+        assert twice.status == 2
+        assert "are the same device (archsearch Test Phone): name it once" in twice.err
+    gone = call("profile", space, "--run", tmp_path / "run", "--device", one, "--device", two)
+    assert gone.status == 2
+    assert f"{two} is not attached" in gone.err
+
+
+TOML = """
+[model]
+name = "small"
+hidden_size = 64
+vocab_size = 512
+layers = 2
+
+[[operators]]
+kind = "short_conv"
+kernel_size = 3
+
+[ffn]
+intermediate_size = 96
+
+[workloads]
+prefill = [16]
+decode = [32]
+
+[measure]
+precision = "fp32"
+passes = 1
+max_passes = 1
+rounds = 2
+min_time_ms = 10
+"""
