@@ -8,7 +8,7 @@
 
 #include "files.h"
 
-#define CPU "/sys/devices/system/cpu/cpu%d"
+#define CPU SYS "/devices/system/cpu/cpu%d"
 
 typedef struct {
   int core;

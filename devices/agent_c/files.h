@@ -6,7 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { PATH_ROOM = 320 };
+enum { PATH_ROOM = 512 };
+
+/* Another machine's files, for tests. */
+#ifndef SYS
+#define SYS "/sys"
+#endif
 
 /* The first line without its line end; false, and an empty text, where it cannot be read. The path is a printf format. */
 bool read_line(char *text, size_t room, const char *path, ...) __attribute__((format(printf, 3, 4)));

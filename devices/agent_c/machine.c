@@ -13,7 +13,7 @@
 #include "files.h"
 #include "memory.h"
 
-#define CPU "/sys/devices/system/cpu/cpu%d"
+#define CPU SYS "/devices/system/cpu/cpu%d"
 
 /* As in devices/health.py, where they are explained. */
 static const double BUSY_SHARE = 0.1, LOOK_EVERY_S = 0.25, SHORTEST_SPAN_S = 0.1;
@@ -33,10 +33,10 @@ static void keep(Sensors *sensors, const char *format, const char *entry) {
 static void find_hwmon(void *context, const char *entry) {
   static const char *const chips[] = {"coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "acpitz"};
   char name[64], path[SENSOR_ROOM];
-  read_line(name, sizeof name, "/sys/class/hwmon/%s/name", entry);
+  read_line(name, sizeof name, SYS "/class/hwmon/%s/name", entry);
   for (size_t i = 0; i < sizeof chips / sizeof *chips; i++)
     for (int n = 1; n <= 32 && strcmp(name, chips[i]) == 0; n++) {
-      snprintf(path, sizeof path, "/sys/class/hwmon/%.40s/temp%d_input", entry, n);
+      snprintf(path, sizeof path, SYS "/class/hwmon/%.40s/temp%d_input", entry, n);
       if (!isnan(read_number_of("%s", path))) keep(context, "%s", path);
     }
 }
@@ -46,10 +46,10 @@ static void find_zone(void *context, const char *entry) {
   static const char *const words[] = {"cpu", "soc", "big", "mid", "little", "x86_pkg_temp", "acpitz"};
   char type[64];
   if (strncmp(entry, "thermal_zone", 12) != 0) return;
-  read_line(type, sizeof type, "/sys/class/thermal/%s/type", entry);
+  read_line(type, sizeof type, SYS "/class/thermal/%s/type", entry);
   for (size_t i = 0; i < sizeof words / sizeof *words; i++)
     if (i < 2 ? strcasestr(type, words[i]) != NULL : strcasecmp(type, words[i]) == 0) {
-      keep(context, "/sys/class/thermal/%.40s/temp", entry);
+      keep(context, SYS "/class/thermal/%.40s/temp", entry);
       return;
     }
 }
@@ -57,8 +57,8 @@ static void find_zone(void *context, const char *entry) {
 static void find_cooler(void *context, const char *entry) {
   char type[64];
   if (strncmp(entry, "cooling_device", 14) != 0) return;
-  read_line(type, sizeof type, "/sys/class/thermal/%s/type", entry);
-  if (strstr(type, "cpufreq") || strcmp(type, "Processor") == 0) keep(context, "/sys/class/thermal/%.40s/cur_state", entry);
+  read_line(type, sizeof type, SYS "/class/thermal/%s/type", entry);
+  if (strstr(type, "cpufreq") || strcmp(type, "Processor") == 0) keep(context, SYS "/class/thermal/%.40s/cur_state", entry);
 }
 
 /* -- single readings ----------------------------------------------------------------------------------------------------- */
@@ -144,9 +144,9 @@ static int64_t swapped_bytes(void) {
 static void find_battery(void *context, const char *entry) {
   int *on_battery = context;
   char type[32], scope[32], status[32];
-  read_line(type, sizeof type, "/sys/class/power_supply/%s/type", entry);
-  read_line(scope, sizeof scope, "/sys/class/power_supply/%s/scope", entry); /* "Device": a mouse's */
-  read_line(status, sizeof status, "/sys/class/power_supply/%s/status", entry);
+  read_line(type, sizeof type, SYS "/class/power_supply/%s/type", entry);
+  read_line(scope, sizeof scope, SYS "/class/power_supply/%s/scope", entry); /* "Device": a mouse's */
+  read_line(status, sizeof status, SYS "/class/power_supply/%s/status", entry);
   if (strcmp(type, "Battery") != 0 || strcmp(scope, "Device") == 0) return;
   if (strcmp(status, "Discharging") == 0) *on_battery = 1;
   if (*on_battery < 0 && *status && strcmp(status, "Unknown") != 0) *on_battery = 0;
@@ -157,9 +157,9 @@ static void find_battery(void *context, const char *entry) {
 void watch_begin(Watch *watch) {
   int64_t steal;
   *watch = (Watch){.huge_page_share = NAN};
-  for_each_entry("/sys/class/hwmon", find_hwmon, &watch->temperatures);
-  if (watch->temperatures.count == 0) for_each_entry("/sys/class/thermal", find_zone, &watch->temperatures);
-  for_each_entry("/sys/class/thermal", find_cooler, &watch->coolers);
+  for_each_entry(SYS "/class/hwmon", find_hwmon, &watch->temperatures);
+  if (watch->temperatures.count == 0) for_each_entry(SYS "/class/thermal", find_zone, &watch->temperatures);
+  for_each_entry(SYS "/class/thermal", find_cooler, &watch->coolers);
   watch->last_s = seconds(CLOCK_MONOTONIC);
   watch->last_busy_s = busy_seconds(&steal);
   watch->last_own_s = own_seconds();
@@ -187,7 +187,7 @@ void watch_look(Watch *watch, MachineState *state) {
   state->available_bytes = available_bytes();
   state->swapped_bytes = swapped_bytes();
   state->on_battery = -1;
-  for_each_entry("/sys/class/power_supply", find_battery, &state->on_battery);
+  for_each_entry(SYS "/class/power_supply", find_battery, &state->on_battery);
   state->huge_page_share = watch->huge_page_share;
   state->waited_s = 0;
 }
@@ -284,7 +284,7 @@ void put_governors(Line *line) {
 /* The word in brackets: "always [madvise] never". */
 void put_huge_pages(Line *line) {
   char text[128];
-  read_line(text, sizeof text, "/sys/kernel/mm/transparent_hugepage/enabled");
+  read_line(text, sizeof text, SYS "/kernel/mm/transparent_hugepage/enabled");
   char *open = strchr(text, '['), *close = open ? strchr(open, ']') : NULL;
   if (close) *close = '\0';
   put_string_or_null(line, close ? open + 1 : NULL);

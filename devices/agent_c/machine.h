@@ -5,7 +5,7 @@
 
 #include "json.h"
 
-enum { MOST_CORES = 1024, MOST_SENSORS = 64, SENSOR_ROOM = 96 };
+enum { MOST_CORES = 1024, MOST_SENSORS = 64, SENSOR_ROOM = 256 };
 
 /* One look: devices.plan.MachineState. NAN, -1 and counts of zero stand for what the kernel does not tell. */
 typedef struct {

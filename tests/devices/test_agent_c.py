@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import helper
 
+from devices import health
 from devices.base import AgentError
 from devices.build import FLAGS, compile_program
 from devices.bundle import ENTRY, LIBRARY
@@ -322,3 +324,56 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
         found = events(device, plan)
         assert {name: event.reason for name, event in failures(found).items() if event.reason == "crashed"} == {}
         assert sum(isinstance(event, Started) for event in found) == 1
+
+
+# -- another machine's files -----------------------------------------------------------------------------------------------------
+
+
+def test_both_agents_read_a_phones_files_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if shutil.which("gcc") is None or (os.cpu_count() or 1) < 2 or len(cores) < 2:
+        pytest.skip("needs gcc and two cores")
+    (tmp_path / "bin").mkdir()
+    root = tmp_path / "sys"
+    tree = {
+        "class/thermal/thermal_zone0": {"type": "battery", "temp": "61000"},
+        "class/thermal/thermal_zone1": {"type": "cpu-0-0-usr", "temp": "48500"},
+        "class/thermal/thermal_zone2": {"type": "BIG", "temp": "51"},
+        "class/thermal/thermal_zone3": {"type": "gpuss-0", "temp": "70000"},
+        "class/thermal/thermal_zone4": {"type": "cpu-broken", "temp": "-40000"},
+        "class/thermal/cooling_device0": {"type": "thermal-cpufreq-0", "cur_state": "0"},
+        "class/thermal/cooling_device1": {"type": "panel0-backlight", "cur_state": "7"},
+        "class/thermal/cooling_device2": {"type": "thermal-cpufreq-4", "cur_state": "2"},
+        "class/power_supply/battery": {"type": "Battery", "status": "Discharging"},
+        "class/power_supply/mouse": {"type": "Battery", "scope": "Device", "status": "Charging"},
+        "kernel/mm/transparent_hugepage": {"enabled": "always [madvise] never"},
+    }
+    for core in range(os.cpu_count() or 1):
+        big = core == cores[0]  # were it not for its speed, the last core would be taken
+        clocks = {"scaling_cur_freq": "1500000", "scaling_max_freq": "2841600" if big else "1804800", "cpuinfo_max_freq": "3000000"}
+        tree[f"devices/system/cpu/cpu{core}/cpufreq"] = clocks | {"scaling_governor": "schedutil" if big else "performance"}
+        tree[f"devices/system/cpu/cpu{core}"] = {"cpu_capacity": "1024" if big else "325"}
+        tree[f"devices/system/cpu/cpu{core}/topology"] = {"thread_siblings_list": str(core)}
+    for folder, files in tree.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (root / folder / name).write_text(text + "\n")
+    compile_program(("gcc",), replace(PROGRAM, options=(f'-DSYS="{root}"', *LIBRARIES)), tmp_path / "bin", flags=(*FLAGS, "-Werror"))
+    (tmp_path / "bin" / LIBRARY).symlink_to(installed_library())
+    plan = RunPlan(cases=(models.plain_case(models.plain(tmp_path)),), rounds=1, **(SHORT | {"max_wait_s": 0.3}), max_temperature_c=45.0)
+    found = events(LocalDevice((str(tmp_path / "bin" / ENTRY),)), plan)
+    (conditions,) = (event.conditions for event in found if isinstance(event, Started))
+    (state,) = (event.before for event in found if isinstance(event, RoundResult))
+
+    monkeypatch.setattr(health, "CPU_DIR", root / "devices/system/cpu")
+    monkeypatch.setattr(health, "THERMAL_DIR", root / "class/thermal")
+    monkeypatch.setattr(health, "HUGE_PAGES", root / "kernel/mm/transparent_hugepage/enabled")
+    monkeypatch.setattr(psutil, "sensors_temperatures", dict, raising=False)
+    assert (state.temperature_c, state.throttled, state.on_battery) == (51.0, True, True)
+    assert (state.temperature_c, state.throttled) == (health.temperature(), health.throttled())
+    assert state.clock_limit_mhz == health.clock_limits()
+    assert state.clock_mhz == (1500.0,) * (os.cpu_count() or 1)
+    assert conditions.cores == health.fastest_cores(1) == (cores[0],)
+    assert conditions.governor == health.governor() == "performance+schedutil"
+    assert conditions.huge_pages == health.huge_pages() == "madvise"
+    assert state.waited_s == pytest.approx(0.3), "it is hotter than the plan allows"
