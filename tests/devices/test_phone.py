@@ -21,6 +21,7 @@ from devices.base import Device
 from devices.plan import RoundResult, RunPlan, Started
 from tests.contracts import agent_models as models
 from tests.contracts.agent_suite import SHORT, AgentSuite, events, failures, rounds
+from tests.devices.c_agent import glibc_bundle
 from tests.phone.bundles import python_bundle
 from tests.phone.helpers import adb
 from tests.phone.phone import FakePhone
@@ -28,6 +29,9 @@ from tests.phone.phone import FakePhone
 
 class TestAgentBehindAdb(AgentSuite):
     """All that holds for an agent here holds for one on a phone."""
+
+    program = "devices.agent"
+    """In its command line."""
 
     @pytest.fixture(autouse=True)
     def _device(self, phone: FakePhone, agent_bundle: Path) -> Iterator[None]:
@@ -38,13 +42,25 @@ class TestAgentBehindAdb(AgentSuite):
 
     def agents(self) -> list[psutil.Process]:
         found = []
-        for pid in self.phone.processes("devices.agent"):
+        for pid in self.phone.processes(self.program):
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(pid))
         return found
 
     def agents_of(self, host: psutil.Process) -> list[psutil.Process]:
         return self.agents()
+
+
+class TestCAgentBehindAdb(TestAgentBehindAdb):
+    """And for the one that phones really get."""
+
+    program = "agent-program"
+
+    @pytest.fixture
+    def agent_bundle(self, monkeypatch: pytest.MonkeyPatch) -> Path:
+        bundle = glibc_bundle("x86_64").folder
+        monkeypatch.setenv("ARCHSEARCH_AGENT", str(bundle))
+        return bundle
 
 
 @pytest.fixture
