@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from operators.documents import Documents
 from operators.kinds import Operator
@@ -78,6 +79,29 @@ class OperatorCase:
 
     def reference(self, x_BTD: np.ndarray, state: object = None) -> tuple[np.ndarray, object]:
         return self.operator.reference(self.spec, self.dims, self.weights, x_BTD, state)
+
+
+class Elements(TorchDispatchMode):
+    """Elements of all tensors that operations return, views included: a measure of the work that does not depend on the machine."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.count += value.numel()
+        return result
+
+
+def training_elements(module: torch.nn.Module, tokens: int, hidden_size: int) -> int:
+    """Of a forward and backward pass over one sequence."""
+    x_BTD = torch.randn(1, tokens, hidden_size, dtype=torch.float64, requires_grad=True)
+    with Elements() as elements:
+        module(x_BTD)[0].sum().backward()
+    return elements.count
 
 
 def largest_gradient(tensor: torch.Tensor, token: int | None = None) -> float:

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from operators import reference
 from operators.attention import AttentionModule, band, rotary, rotate
 from operators.specs import GqaSpec, ModelDims, SwaSpec
-from tests.contracts.operator_suite import OperatorSuite
+from tests.contracts.operator_suite import OperatorSuite, training_elements
 from tests.operators.cases import GQA, SWA
 
 DIMS = ModelDims(hidden_size=16)
@@ -83,6 +83,12 @@ def test_position_goes_on_long_after_the_window():
     expected_BTD, _ = reference.attention(SwaSpec(heads=4, kv_heads=2, head_dim=8, window=4), DIMS, weights, x_BTD.numpy())
     assert_allclose(torch.cat(outputs, dim=1), expected_BTD, rtol=1e-9, atol=1e-9)
     assert state[2] == 500
+
+
+def test_the_work_of_a_window_grows_with_the_length_alone():
+    """Four times the tokens, four times the elements that forward and backward pass touch."""
+    short, long = (training_elements(swa(100), tokens, DIMS.hidden_size) for tokens in (512, 2048))
+    assert 3.8 < long / short < 4.2
 
 
 def test_queries_and_keys_are_normalised():

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 
 from operators.gla import CHUNK, GlaModule, chunked, step
 from operators.specs import GlaSpec, ModelDims
-from tests.contracts.operator_suite import OperatorSuite
+from tests.contracts.operator_suite import OperatorSuite, training_elements
 from tests.operators.cases import GLA
 
 
@@ -82,3 +82,10 @@ def test_state_stays_float32_under_bfloat16():
     y_BTD, (S_BHKV,) = module(torch.randn(1, 1, 8, dtype=torch.bfloat16), (S_BHKV,))
     assert y_BTD.dtype == torch.bfloat16
     assert S_BHKV.dtype == torch.float32
+
+
+def test_the_work_grows_with_the_length_alone():
+    """Four times the tokens, four times the elements that forward and backward pass touch."""
+    module = GlaModule(GlaSpec(heads=2), ModelDims(hidden_size=16)).double()
+    short, long = (training_elements(module, tokens, 16) for tokens in (512, 2048))
+    assert 3.8 < long / short < 4.2
