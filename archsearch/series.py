@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from archsearch.store import Store
 from devices.base import Device
-from devices.plan import Event, Failed, Loaded, MemoryResult, RoundResult, RunPlan, Started
+from devices.plan import Event, Failed, Loaded, Look, MachineState, MemoryResult, RoundResult, RunPlan, Started
 
 
 def stored(store: Store, device: Device, plan: RunPlan, *, fingerprint: str, first: int = 0) -> Iterator[Event]:
@@ -19,17 +19,21 @@ def stored(store: Store, device: Device, plan: RunPlan, *, fingerprint: str, fir
         StoreError: the database cannot be written.
         AgentError: the agent cannot be started.
     """
-    series = ""
+    series, during = "", list[MachineState]()
     for event in device.run(plan):
         match event:
             case Started():
                 series = store.start_series(fingerprint, event)
             case Loaded():
                 store.add_loaded(event.case_id, event)
+            case Look():
+                during.append(event.state)
             case RoundResult():
-                store.add_round(event.case_id, series, first + event.round, event)
+                store.add_round(event.case_id, series, first + event.round, event, during)
+                during.clear()
             case MemoryResult():
                 store.add_memory(event.case_id, series, event)
             case Failed():
+                during.clear()
                 store.add_failure(event.case_id, event)
         yield event

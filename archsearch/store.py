@@ -21,10 +21,10 @@ import numpy as np
 from archsearch.errors import StoreError
 from archsearch.workload import Workload
 from devices.base import DeviceInfo
-from devices.plan import Failed, Loaded, MemoryResult, RoundResult, Started
+from devices.plan import Failed, Loaded, MachineState, MemoryResult, RoundResult, Started
 
-SCHEMA_VERSION = 2
-"""1: first. 2: the peak of loading."""
+SCHEMA_VERSION = 3
+"""1: first. 2: the peak of loading. 3: the machine during a round."""
 
 SCHEMA = """
 CREATE TABLE devices (fingerprint TEXT PRIMARY KEY, device_id TEXT NOT NULL, info TEXT NOT NULL);
@@ -36,7 +36,7 @@ CREATE TABLE measurements (
     load_ns INTEGER, first_run_ns INTEGER, reason TEXT, detail TEXT);
 CREATE TABLE rounds (
     key TEXT NOT NULL, number INTEGER NOT NULL, series_id TEXT NOT NULL, wall BLOB NOT NULL, cpu BLOB,
-    before TEXT NOT NULL, after TEXT NOT NULL,
+    before TEXT NOT NULL, after TEXT NOT NULL, during TEXT,
     PRIMARY KEY (key, number));
 CREATE TABLE memory (
     key TEXT NOT NULL, series_id TEXT NOT NULL, base_bytes INTEGER NOT NULL, loaded_bytes INTEGER NOT NULL, peak_bytes INTEGER NOT NULL,
@@ -67,7 +67,7 @@ class Row:
     """Wall nanoseconds of every timed run, by round."""
     cpu: dict[int, np.ndarray]
     states: tuple[dict[str, Any], ...]
-    """The machine before and after every round."""
+    """The machine before, during and after every round."""
     series: tuple[str, ...]
     processes: dict[int, str]
     """The series that measured each round."""
@@ -117,8 +117,10 @@ class Store:
             if version == 0:
                 for statement in SCHEMA.split(";"):
                     self._db.execute(statement)
-            elif version == 1:
-                self._db.execute("ALTER TABLE memory ADD COLUMN load_peak_bytes INTEGER")
+            else:
+                if version == 1:
+                    self._db.execute("ALTER TABLE memory ADD COLUMN load_peak_bytes INTEGER")
+                self._db.execute("ALTER TABLE rounds ADD COLUMN during TEXT")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextlib.contextmanager
@@ -223,12 +225,16 @@ class Store:
         with self.transaction() as db:
             db.execute("UPDATE measurements SET load_ns = ?, first_run_ns = ? WHERE key = ?", (event.load_ns, event.first_run_ns, key))
 
-    def add_round(self, key: str, series_id: str, number: int, event: RoundResult) -> None:
+    def add_round(self, key: str, series_id: str, number: int, event: RoundResult, during: Sequence[MachineState] = ()) -> None:
         """Store one round; durable on return. Clears an earlier failure."""
         cpu = _pack(event.cpu_ns) if event.cpu_ns is not None else None
-        values = (key, number, series_id, _pack(event.wall_ns), cpu, json.dumps(asdict(event.before)), json.dumps(asdict(event.after)))
+        looks = json.dumps([asdict(state) for state in during]) if during else None
+        states = (json.dumps(asdict(event.before)), json.dumps(asdict(event.after)), looks)
         with self.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            db.execute(
+                "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, number, series_id, _pack(event.wall_ns), cpu, *states),
+            )
             db.execute("UPDATE measurements SET reason = NULL, detail = NULL WHERE key = ?", (key,))
 
     def add_memory(self, key: str, series_id: str, event: MemoryResult) -> None:
@@ -358,6 +364,10 @@ def _pack(samples: Sequence[int]) -> bytes:
     return np.asarray(samples, "<i8").tobytes()
 
 
+def _states(entry: sqlite3.Row) -> list[dict[str, Any]]:
+    return [json.loads(entry["before"]), *json.loads(entry["during"] or "[]"), json.loads(entry["after"])]
+
+
 def _row(row: sqlite3.Row, rounds: list[sqlite3.Row], memory: list[dict[str, Any]]) -> Row:
     fields = {name: row[name] for name in ("phase", "tokens", "context", "batch", "precision", "threads")}
     return Row(
@@ -376,7 +386,7 @@ def _row(row: sqlite3.Row, rounds: list[sqlite3.Row], memory: list[dict[str, Any
         detail=row["detail"],
         rounds={entry["number"]: np.frombuffer(entry["wall"], "<i8") for entry in rounds},
         cpu={entry["number"]: np.frombuffer(entry["cpu"], "<i8") for entry in rounds if entry["cpu"] is not None},
-        states=tuple(json.loads(entry[when]) for entry in rounds for when in ("before", "after")),
+        states=tuple(state for entry in rounds for state in _states(entry)),
         series=tuple(dict.fromkeys([*(entry["series_id"] for entry in rounds), *(entry["series_id"] for entry in memory)])),
         processes={entry["number"]: entry["series_id"] for entry in rounds},
         memory=tuple(memory),

@@ -6,15 +6,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from archsearch.errors import StoreError
+from archsearch.series import stored
 from archsearch.store import SCHEMA, SCHEMA_VERSION, Store
 from archsearch.workload import Workload
-from devices.plan import Failed, Loaded, MemoryResult, RoundResult, Started
+from devices.plan import Event, Failed, Loaded, Look, MemoryResult, RoundResult, RunPlan, Started
+from devices.protocol import decode_state
 from tests.archsearch.fake_device import CONDITIONS, INFO, NOW
 
 WORKLOAD = Workload(phase="decode", tokens=1, context=64)
@@ -53,6 +57,29 @@ def test_raw_samples_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert list(row.cpu[0]) == [3, 2**40]
     assert (row.load_ns, row.first_run_ns, row.workload, row.copies) == (7, 8, WORKLOAD, 2)
     assert row.series == (series,)
+
+
+def test_the_machine_during_a_round_is_kept_between_before_and_after(tmp_path: Path) -> None:
+    hot = replace(NOW, temperature_c=88.0, throttled=True, clock_limit_mhz=(1800.0,))
+    events = [
+        Started(conditions=CONDITIONS, state=NOW),
+        Look(case_id="k", round=0, state=NOW),
+        Look(case_id="k", round=0, state=hot),
+        a_round(0, 1),
+        a_round(1, 1),
+    ]
+
+    class Fake:
+        def run(self, plan: RunPlan) -> Iterator[Event]:
+            yield from events
+
+    with Store(tmp_path / "m.db") as store:
+        planned(store)
+        assert list(stored(store, Fake(), RunPlan(cases=(), purpose="limits"), fingerprint=INFO.fingerprint)) == events
+        (row,) = store.rows()
+    states = [decode_state(state) for state in row.states]
+    assert [state.temperature_c for state in states] == [NOW.temperature_c] * 2 + [88.0] + [NOW.temperature_c] * 3
+    assert states[2] == hot
 
 
 def test_a_failure_keeps_its_reason_until_a_round_succeeds(tmp_path: Path) -> None:
@@ -201,8 +228,9 @@ def test_a_success_that_is_merged_clears_a_failure(tmp_path: Path) -> None:
 def test_a_file_of_schema_1_is_brought_up_to_date_and_keeps_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "measurements.db"
     with contextlib.closing(sqlite3.connect(path)) as old:
-        old.executescript(SCHEMA.replace(" load_peak_bytes INTEGER,", ""))
+        old.executescript(SCHEMA.replace(" load_peak_bytes INTEGER,", "").replace(" during TEXT,", ""))
         old.execute("INSERT INTO memory VALUES ('k', 's', 1, 2, 3, NULL, NULL)")
+        old.execute("INSERT INTO rounds VALUES ('k', 0, 's', x'', NULL, '{}', '{}')")
         old.execute("PRAGMA user_version = 1")
         old.commit()
     for _ in range(2):
@@ -211,5 +239,6 @@ def test_a_file_of_schema_1_is_brought_up_to_date_and_keeps_its_rows(tmp_path: P
     with contextlib.closing(sqlite3.connect(path)) as new:
         assert new.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
         assert new.execute("SELECT peak_bytes, load_peak_bytes FROM memory").fetchall() == [(3, None)]
+        assert new.execute("SELECT number, during FROM rounds").fetchall() == [(0, None)]
     with Store(tmp_path / "fresh.db") as fresh:
         fresh.merge([path])
