@@ -28,6 +28,7 @@ from devices import Device, measure_limits, open_device
 if TYPE_CHECKING:
     from archsearch.quality import Evaluator, QualitySettings
     from archsearch.search import Searcher, SearchResult  # which imports torch
+    from archsearch.search.devices import SearchTables
 
 Stage = Literal["profile", "search", "check", "train", "export", "bench", "report"]
 STAGES: tuple[Stage, ...] = ("profile", "search", "check", "train", "export", "bench", "report")
@@ -82,6 +83,17 @@ def load_table(run_dir: Path, device_id: str) -> CostTable:
         return CostTable.load(store, device=device_id)
 
 
+def load_tables(run_dir: Path, device_ids: Sequence[str]) -> SearchTables:
+    """The cost tables of several devices, for a search that keeps budgets on all of them.
+
+    Raises:
+        StoreError, MissingMeasurement: as `load_table`.
+    """
+    from archsearch.search.devices import SearchTables
+
+    return SearchTables({device_id: load_table(run_dir, device_id) for device_id in dict.fromkeys(device_ids)})
+
+
 def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> None:
     """Measure how fast the device can be at most, once a run, for the report's roof; raw samples in limits.json."""
     path = run_dir / "limits.json"
@@ -107,7 +119,7 @@ def make_evaluator(run_dir: Path, settings: QualitySettings, *, seed: int, stora
 def make_searcher(
     space: Space,
     run_dir: Path,
-    table: CostTable,
+    table: CostTable | SearchTables,
     budgets: Sequence[Budget],
     *,
     trials: int | None,
@@ -127,6 +139,7 @@ def make_searcher(
     from archsearch.quality import QualitySettings
     from archsearch.search import Searcher
     from archsearch.search.baseline import read_baseline
+    from archsearch.search.devices import SearchTables
     from archsearch.search.sizes import sizes_of
 
     settings = space.search
@@ -139,9 +152,10 @@ def make_searcher(
     parent = read_baseline(baseline, space) if baseline is not None else None
     sizes = sizes_of(space, parent) if parent is not None else None
     both = [budget for text in (held or space.hold) for budget in parse_held(text, sizes)]
-    merged = combine(combine(space.budgets, budgets), both)
+    tables = table if isinstance(table, SearchTables) else SearchTables({table.device: table})
+    merged = tables.spread(combine(combine(space.budgets, budgets), both))
     trials = trials or settings.trials
-    return Searcher(space, table, evaluator, run_dir, budgets=merged, trials=trials, seed=seed, storage=storage, baseline=parent)
+    return Searcher(space, tables, evaluator, run_dir, budgets=merged, trials=trials, seed=seed, storage=storage, baseline=parent)
 
 
 def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None:
@@ -154,6 +168,7 @@ def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None
         "budgets": {budget.name: budget.limit for budget in searcher.budgets},
         "limits": [str(budget) for budget in searcher.budgets],
         "device": searcher.table.device,
+        "devices": list(getattr(searcher.table, "devices", [searcher.table.device])),
         "seed": searcher.seed,
     }
     write_atomic(run_dir / "search.json", json.dumps(document, indent=2) + "\n")
@@ -191,10 +206,8 @@ def run(
         for measured in profile(space, run_dir, device):
             yield StageEvent(stage="profile", event=measured)
         keep_limits(run_dir, device_id, device, space.threads)
-    table = load_table(run_dir, first)
-
     yield StageEvent(stage="search")
-    searcher = make_searcher(space, run_dir, table, budgets, trials=trials, seed=seed)
+    searcher = make_searcher(space, run_dir, load_tables(run_dir, device_ids), budgets, trials=trials, seed=seed)
     with searcher.evaluator:
         for found in searcher.run():
             yield StageEvent(stage="search", event=found)

@@ -36,9 +36,9 @@ from archsearch.search.layouts import Layouts
 from archsearch.search.table import CostArrays
 
 EVALUATIONS = (300, 1000, 3000, 10_000, 30_000)
-LEAST_EVALUATIONS, LONGEST_CPU_S = 1000, 60.0
+LEAST_EVALUATIONS = 1000
 """A run goes on beyond its CPU seconds until so many evaluations, so that slow samplers can be compared at equal evaluations too."""
-REFERENCE_RUNS, REFERENCE_CPU_S = 4, 20.0
+REFERENCE_RUNS = 4
 FLOOR = -3.0
 """Quality from which hypervolume is counted: below that of any feasible layout on a front."""
 
@@ -145,7 +145,7 @@ METHODS: dict[str, Callable[[Problem, int], Iterator[Step]]] = {
 }
 
 
-def traced(problem: Problem, name: str, seed: int, cpu_s: float) -> Trace:
+def traced(problem: Problem, name: str, seed: int, cpu_s: float, longest_s: float) -> Trace:
     """(CPU seconds, evaluations, hypervolume) after every step of about a tenth more; what the clock shows is without our bookkeeping."""
     kept, pending = np.empty((0, 2)), []
     trace: Trace = []
@@ -158,18 +158,18 @@ def traced(problem: Problem, name: str, seed: int, cpu_s: float) -> Trace:
             pending = []
             trace.append((used, evaluations, problem.hypervolume(kept)))
             next_look = max(0.02, used * 1.05)
-        if used > cpu_s and (evaluations >= LEAST_EVALUATIONS or used > LONGEST_CPU_S):
+        if used > cpu_s and (evaluations >= LEAST_EVALUATIONS or used > longest_s):
             return trace
         last = time.process_time()
     return trace
 
 
-def reference(problem: Problem) -> tuple[float, list[float]]:
+def reference(problem: Problem, cpu_s: float) -> tuple[float, list[float]]:
     """Hypervolume of everything that several long runs found, and that of each."""
     fronts = []
     for run in range(REFERENCE_RUNS):
         search = InnerSearch(problem.arrays, problem.quality, latency=DECODE, cells=1000, seed=1000 + run)
-        front = search.run(cpu_seconds=REFERENCE_CPU_S)
+        front = search.run(cpu_seconds=cpu_s)
         fronts.append(np.column_stack([front.latency / problem.limit, -front.quality]))
     return problem.hypervolume(np.concatenate(fronts)), [problem.hypervolume(front) for front in fronts]
 
@@ -196,6 +196,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cpu", type=float, default=10.0, help="CPU seconds of each run")
+    parser.add_argument(
+        "--longest", type=float, default=60.0, help=f"CPU seconds at most for those with fewer than {LEAST_EVALUATIONS} evaluations"
+    )
+    parser.add_argument("--reference-cpu", type=float, default=20.0, help=f"CPU seconds of each of the {REFERENCE_RUNS} reference runs")
     parser.add_argument("--certify", action="store_true", help="with an additive quality, bound what is left (HiGHS)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -205,14 +209,15 @@ def main() -> None:
         budgets = ", ".join(map(str, problem.arrays.model.budgets))
         sample = problem.arrays.evaluate(problem.arrays.codec.random(4000, np.random.default_rng(1)))
         print(f"\n== {layers} layers: {budgets}; {sample.feasible.mean():.0%} of random layouts keep them")
-        whole, each = reference(problem)
-        print(f"reference: {REFERENCE_RUNS} runs of {REFERENCE_CPU_S:g} CPU s, each {', '.join(f'{hv / whole:.5f}' for hv in each)} of all")
+        whole, each = reference(problem, options.reference_cpu)
+        shown = ", ".join(f"{hv / whole:.5f}" for hv in each)
+        print(f"reference: {REFERENCE_RUNS} runs of {options.reference_cpu:g} CPU s, each {shown} of all", flush=True)
         traces: dict[str, list[Trace]] = {name: [] for name in METHODS}
         for seed in range(options.seeds):
             names = list(METHODS)
             random.Random(seed).shuffle(names)
             for name in names:
-                traces[name].append(traced(problem, name, seed, options.cpu))
+                traces[name].append(traced(problem, name, seed, options.cpu, options.longest))
                 print(".", end="", flush=True, file=sys.stderr)
         print(file=sys.stderr)
         seconds = [mark for mark in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60) if mark <= options.cpu]

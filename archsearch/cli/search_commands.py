@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from archsearch.cli.app import BudgetOption, DeviceOption, DevicesOption, JsonOption, RunOption, app, print_json
+from archsearch.cli.app import BudgetOption, DevicesOption, JsonOption, RunOption, app, print_json
 
 TrialsOption = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Layouts to train; default: the space's.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="Default: the space's.")]
@@ -17,7 +17,7 @@ SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", he
 def search(
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="A space file.")],
     run: RunOption,
-    device: DeviceOption = "local",
+    device: DevicesOption = None,
     budget: BudgetOption = None,
     trials: TrialsOption = None,
     seed: SeedOption = None,
@@ -46,14 +46,14 @@ def search(
     from archsearch.cli.progress import show, stage
     from archsearch.cli.search_tables import print_result, print_unreachable
     from archsearch.errors import InputError
-    from archsearch.run import claim, infeasible, keep_result, load_table, make_searcher
+    from archsearch.run import claim, infeasible, keep_result, load_tables, make_searcher
     from archsearch.search import resolve as answer
 
     budgets = [parse_budget(text) for text in budget or []]
     if workers == 0 and not storage:
         raise InputError("--workers 0 leaves all training to others, who need a --storage that they can reach; give one")
     parsed = claim(run, space)
-    table = load_table(run, device)
+    table = load_tables(run, device or ["local"])
     searcher = make_searcher(
         parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers, baseline=baseline, held=hold or ()
     )

@@ -28,6 +28,13 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
         stdout.print(f"expected: {result.proposed[0].basis}", style="dim")
     if result.baseline is not None:
         _print_baseline(result.baseline)
+    for device, entry in (result.devices or {}).items():
+        if entry["latency_regret"] is None:
+            stdout.print(f"{device}: no trained layout keeps its budgets")
+        else:
+            shared, own = milliseconds(entry["shared_ms"]), milliseconds(entry["own_ms"])
+            regret = f"{entry['latency_regret']:+.1%}; bits/byte {entry['text_regret']:+.1%}"
+            stdout.print(f"{device}: {shared} ms for the shared layout, {own} ms for its own choice ({regret})")
     if result.certificate is not None:
         gap, points = result.certificate["worst_gap"], len(result.certificate["points"])
         stdout.print(f"certificate: at {points} latencies at most {gap:.2%} is left, were quality additive (HiGHS)", style="dim")

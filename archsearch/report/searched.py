@@ -37,13 +37,14 @@ def designs(run: RunFiles) -> tuple[DesignRow, ...]:
     """Every trained layout, those refused for their costs, and a sample of what the cheap pass looked at."""
     if run.search is None:
         return ()
-    from archsearch.run import make_searcher
+    from archsearch.run import load_tables, make_searcher
     from archsearch.search.feasible import Costs
 
     budgets = limits(run.search)
+    tables = load_tables(run.run_dir, run.search.get("devices") or [run.search["device"]])
     # What was searched is in the document, whatever the space file says now.
     space = replace(run.space, hold=(), search=run.space.search.model_copy(update={"baseline": None}))
-    searcher = make_searcher(space, run.run_dir, run.table, budgets, trials=None, seed=run.search["seed"])
+    searcher = make_searcher(space, run.run_dir, tables, budgets, trials=None, seed=run.search["seed"])
     searcher.budgets = tuple(budgets)
     front = {point["spec_id"] for point in run.search["front"]}
     chosen = run.search["best"]["spec_id"] if run.search["best"] else None

@@ -11,6 +11,7 @@ import numpy as np
 from archsearch.budgets import Budget, Metric
 from archsearch.errors import MissingMeasurement
 from archsearch.predict import CostTable
+from archsearch.search.devices import SearchTables
 from archsearch.search.risk import Spread, share_of_half, spread_of
 from archsearch.search.sizes import COUNTED, block_size, head_size
 from archsearch.space import Space
@@ -51,7 +52,7 @@ class Costs:
 class CostModel:
     """Point predictions for thousands of layouts: what a model costs without layers, and what each block adds, asked for once."""
 
-    def __init__(self, space: Space, table: CostTable, metrics: Sequence[Metric], budgets: Sequence[Budget]) -> None:
+    def __init__(self, space: Space, table: CostTable | SearchTables, metrics: Sequence[Metric], budgets: Sequence[Budget]) -> None:
         self.space, self.table, self.budgets = space, table, tuple(budgets)
         self.metrics = tuple(dict.fromkeys((*metrics, *(budget.metric for budget in budgets))))
         self._constants: dict[tuple[int, Metric], float] = {}
@@ -121,7 +122,7 @@ class CostModel:
         return spec, self.costs(spec)
 
 
-def measured_space(space: Space, table: CostTable, metrics: Sequence[Metric]) -> tuple[Space, dict[str, str]]:
+def measured_space(space: Space, table: CostTable | SearchTables, metrics: Sequence[Metric]) -> tuple[Space, dict[str, str]]:
     """The space without operators that could not be measured, and why each was left out.
 
     Raises:
@@ -145,24 +146,24 @@ def measured_space(space: Space, table: CostTable, metrics: Sequence[Metric]) ->
     return (replace(space, operators=tuple(usable)) if left_out else space), left_out
 
 
-def search_metrics(table: CostTable, budgets: Sequence[Budget]) -> tuple[Metric, ...]:
+def search_metrics(table: CostTable | SearchTables, budgets: Sequence[Budget]) -> tuple[Metric, ...]:
     """What every layout is predicted for: all that was measured, and what the budgets name besides."""
     return tuple(dict.fromkeys((*table.metrics(), *(budget.metric for budget in budgets))))
 
 
-def primary_latency(table: CostTable, budgets: Sequence[Budget]) -> Metric:
+def primary_latency(table: CostTable | SearchTables, budgets: Sequence[Budget]) -> Metric:
     """The latency the search trades against quality: the first decode budget, else decoding at the longest measured context."""
     for budget in budgets:
-        if budget.metric.kind == "decode_ms":
+        if budget.metric.kind == "decode_ms" and not budget.metric.device:
             return budget.metric
-    decode = [metric for metric in table.metrics() if metric.kind == "decode_ms"]
+    decode = [metric for metric in table.metrics() if metric.kind == "decode_ms" and not metric.device]
     return max(decode, key=lambda metric: metric.at or 0) if decode else table.metrics()[0]
 
 
-def primary_memory(table: CostTable, budgets: Sequence[Budget]) -> Metric:
+def primary_memory(table: CostTable | SearchTables, budgets: Sequence[Budget]) -> Metric:
     """The memory the search reports: the first memory budget, else memory at the longest measured context, else parameters."""
     for budget in budgets:
-        if budget.metric.kind == "memory_mb":
+        if budget.metric.kind == "memory_mb" and not budget.metric.device:
             return budget.metric
-    memory = [metric for metric in table.metrics() if metric.kind == "memory_mb"]
+    memory = [metric for metric in table.metrics() if metric.kind == "memory_mb" and not metric.device]
     return max(memory, key=lambda metric: metric.at or 0) if memory else Metric("parameters")

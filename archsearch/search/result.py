@@ -81,6 +81,7 @@ class SearchResult:
     """`best` is None when no layout keeps the budgets (then `unreachable` says why), or when none that keeps them is trained.
 
     `proposed` are layouts within the budgets that are not trained, and that are expected to be on the front.
+    `devices`, of several: what the shared layout costs on each beside that device's own choice.
     """
 
     feasible: bool
@@ -91,6 +92,7 @@ class SearchResult:
     proposed: tuple[ProposedPoint, ...] = ()
     certificate: dict[str, Any] | None = None
     baseline: dict[str, Any] | None = None
+    devices: dict[str, dict[str, Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `archsearch search` prints."""
@@ -101,7 +103,7 @@ class SearchResult:
             "unreachable": self.unreachable,
             "proposed": [point.to_dict() for point in self.proposed],
         }
-        asked_for = {"certificate": self.certificate, "baseline": self.baseline}
+        asked_for = {"certificate": self.certificate, "baseline": self.baseline, "devices": self.devices}
         return document | {name: value for name, value in asked_for.items() if value is not None}
 
 

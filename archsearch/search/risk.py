@@ -13,6 +13,7 @@ import numpy as np
 
 from archsearch.budgets import Metric
 from archsearch.errors import BudgetError
+from archsearch.search.devices import SearchTables
 from archsearch.space import Space
 
 if TYPE_CHECKING:
@@ -64,13 +65,15 @@ def share_of_half(confidence: float) -> float:
     return float(norm.ppf(confidence) / norm.ppf(UPPER))
 
 
-def spread_of(table: CostTable, space: Space, hidden_size: int, metric: Metric) -> Spread:
+def spread_of(table: CostTable | SearchTables, space: Space, hidden_size: int, metric: Metric) -> Spread:
     """The spread of a latency for all blocks of a space.
 
     Raises:
         BudgetError: the table predicts without intervals.
         MissingMeasurement: a block was not measured.
     """
+    if isinstance(table, SearchTables):
+        table, metric = table.at(metric)
     if not hasattr(table, "parts"):
         raise BudgetError(f"{table.device}: predictions of {metric} have no interval; drop P(...)")
     dims, workload = space.dims(hidden_size), table.workload(metric)

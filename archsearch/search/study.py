@@ -25,6 +25,7 @@ from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality
 from archsearch.search import book, seeds
 from archsearch.search.baseline import LABEL, compared
 from archsearch.search.designs import DesignSpace
+from archsearch.search.devices import SearchTables, regrets
 from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics
 from archsearch.search.layouts import Layouts
 from archsearch.search.proposer import Proposer
@@ -65,7 +66,7 @@ class Batch:
 
 
 class Searcher:
-    """A search over one space on one device's cost table.
+    """A search over one space, on the cost tables of one or several devices.
 
     Args:
         budgets: hard limits, the space's and the command line's together.
@@ -80,7 +81,7 @@ class Searcher:
     def __init__(
         self,
         space: Space,
-        table: CostTable,
+        table: CostTable | SearchTables,
         evaluator: Evaluator,
         run_dir: Path,
         *,
@@ -332,4 +333,7 @@ class Searcher:
         latency, memory = str(self.latency), str(self.memory)
         front = pareto_front(self.points, latency, memory)
         best = choose(front, latency)
-        return SearchResult(feasible=True, front=front, best=best, baseline=compared(self, best) if self.baseline is not None else None)
+        compared_with = compared(self, best) if self.baseline is not None else None
+        tables = self.table if isinstance(self.table, SearchTables) and len(self.table.devices) > 1 else None
+        regret = regrets(self.trained, best, self.latency, tables) if tables is not None else None
+        return SearchResult(feasible=True, front=front, best=best, baseline=compared_with, devices=regret)
