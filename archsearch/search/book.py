@@ -90,6 +90,19 @@ def trained(study: optuna.Study) -> Iterator[tuple[int, ArchSpec]]:
             yield trial.number, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
 
 
+def running_elsewhere(study: optuna.Study) -> dict[str, ArchSpec]:
+    """Layouts that another living search trains now, by their ids."""
+    from optuna.trial import TrialState
+
+    found = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        who = trial.user_attrs.get("owner")
+        if "spec" in trial.user_attrs and who != owner() and not is_gone(who):
+            spec = ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
+            found[spec.spec_id] = spec
+    return found
+
+
 def refused(study: optuna.Study) -> set[tuple[str, str]]:
     """(layout, reason) of what was refused before: it is not written down twice."""
     from optuna.trial import TrialState

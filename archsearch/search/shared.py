@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from archsearch.quality import Evaluator, QualityResult, QualitySettings, Training
+from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training
 from archsearch.search.queue import HEARTBEAT_S, TrainingQueue
 from archsearch.search.worker import PATIENCE_S, LocalWorkers, patiently
+from archsearch.spec import ArchSpec
+from operators.specs import SpecError
 
 LOOK_S = 1.0
 """Seconds between two looks at what has come in."""
@@ -43,6 +45,20 @@ class SharedEvaluator(Evaluator):
     def workers(self) -> int:
         """Those at work anywhere, as far as is known; at least those of this machine."""
         return max(1, self._here, self.queue.workers())
+
+    def cached(self, spec: ArchSpec) -> LayoutQuality | None:
+        """What is known here, or was trained for somebody else's search."""
+        known = super().cached(spec)
+        if known is not None:
+            return known
+        try:
+            keys = [training.key for training in self.trainings(spec) if training.key not in self.results]
+        except SpecError:
+            return None
+        for key, outcome in self.queue.outcomes(keys).items():
+            if not isinstance(outcome, str):
+                self.results.keep(key, outcome)
+        return super().cached(spec)
 
     def close(self) -> None:
         """End the workers of this machine; what they had not finished goes to others, or is done when the search goes on."""

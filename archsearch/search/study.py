@@ -195,6 +195,9 @@ class Searcher:
             spare = [entry for entry in inner if entry.costs.feasible]
             random.Random(self.seed + 1).shuffle(spare)
             while len(self.points) < self.trials:
+                self.read(study)  # other searches may write into the same book
+                if len(self.points) >= self.trials:
+                    break
                 batch = self.propose(study, queue, spare, min(self.evaluator.workers, self.trials - len(self.points)))
                 yield from batch.refused
                 if not batch.accepted:
@@ -264,6 +267,7 @@ class Searcher:
         """Feasible layouts that were not trained yet: from the queue, then from the model, then from the inner pass."""
         batch = Batch([], [])
         tried = {point.spec.spec_id: point.spec for point in self.trained} | {key: spec for key, (spec, _) in self._given_up.items()}
+        tried |= book.running_elsewhere(study)
         while len(batch.accepted) < count:
             entry = self._next(queue, spare, tried)
             if entry is None:

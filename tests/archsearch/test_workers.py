@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -279,3 +280,53 @@ def test_mistakes_of_the_worker_command_are_one_line(tmp_path: Path) -> None:
     assert "secret" not in refused.err
     for url in ("redis://127.0.0.1:1/0", "nonsense"):
         assert "workers share a database; give postgresql://" in run_command("worker", url).error
+
+
+@pytest.mark.slow
+def test_searches_on_several_machines_write_into_one_book(tmp_path: Path) -> None:
+    """The same line twice, each with a run directory of its own, as on two machines: they share the trials, and the results."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_SEARCHES.format(tests=str(Path(__file__).parent), run=str(tmp_path / str(i)), url=url)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        for i in range(2)
+    ]
+    found = [json.loads(program.communicate(timeout=240)[0]) for program in programs]
+    assert [program.returncode for program in programs] == [0, 0]
+    trained = Counter(spec_id for result in found for spec_id in result["trained"])
+    assert 10 <= len(trained) <= 13  # the last round of each may go beyond
+    assert sum(trained.values()) <= len(trained) + 1  # proposed within the same instant, at worst
+    assert all(result["trained"] for result in found)
+    assert all(len(result["points"]) == len(set(result["points"])) >= 10 for result in found)
+
+
+TWO_SEARCHES = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_search import searcher_of
+from search_fakes import FakeEvaluator, space_of
+from archsearch.search import study
+
+study.INNER_SAMPLES = 200
+
+class Slow(FakeEvaluator):
+    workers = 1
+    def cached(self, spec):
+        return self._quality(spec)  # as a shared queue knows everybody's results
+    def evaluate_all(self, specs):
+        for quality in super().evaluate_all(specs):
+            time.sleep(0.7)
+            yield quality
+
+run = Path({run!r})
+run.mkdir()
+searcher = searcher_of(run, space_of(layers=8), trials=10, evaluator=Slow(run / "trained"), storage={url!r})
+list(searcher.run())
+mine = [json.loads(line) for line in (run / "trained").read_text().splitlines()] if (run / "trained").exists() else []
+print(json.dumps({{"trained": mine, "points": [point.spec.spec_id for point in searcher.points]}}))
+"""
