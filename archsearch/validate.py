@@ -62,6 +62,7 @@ class Plan:
     reference: QualitySettings
     seeds: tuple[int, ...]
     equal: bool
+    tasks: tuple[Task, ...] = TASKS
 
     def cheap_training(self, spec: ArchSpec, task: Task) -> Training:
         return Training(spec=spec, task=task, settings=self.cheap, seed=self.cheap_seed)
@@ -71,11 +72,11 @@ class Plan:
 
     def trainings(self) -> list[Training]:
         """All of them, the cheap ones first, so that an early stop leaves whole tiers."""
-        cheap = [self.cheap_training(spec, task) for task in TASKS for spec in self.layouts]
-        return cheap + [self.reference_training(spec, task, seed) for seed in self.seeds for task in TASKS for spec in self.layouts]
+        cheap = [self.cheap_training(spec, task) for task in self.tasks for spec in self.layouts]
+        return cheap + [self.reference_training(spec, task, seed) for seed in self.seeds for task in self.tasks for spec in self.layouts]
 
 
-def make_plan(space: Space, *, layouts: int, seeds: int, longer: float, equal: bool) -> Plan:
+def make_plan(space: Space, *, layouts: int, seeds: int, longer: float, equal: bool, tasks: Sequence[Task] = TASKS) -> Plan:
     """Draw layouts in strata and say what is trained of them; the same for the same space and seed.
 
     Raises:
@@ -94,6 +95,7 @@ def make_plan(space: Space, *, layouts: int, seeds: int, longer: float, equal: b
         reference=reference,
         seeds=tuple(range(first, first + seeds)),
         equal=equal,
+        tasks=tuple(tasks),
     )
 
 
@@ -215,7 +217,7 @@ def document_of(plan: Plan, evaluator: Evaluator, supernet: Path, *, space_id: s
         "equal_parameters": plan.equal,
         "parameters": {"least": min(sizes), "most": max(sizes)},
         "seeds": {"cheap": plan.cheap_seed, "reference": list(plan.seeds)},
-        "tasks": {task: _task(plan, evaluator, task, sizes, scores if task == "text" else None) for task in TASKS},
+        "tasks": {task: _task(plan, evaluator, task, sizes, scores if task == "text" else None) for task in plan.tasks},
     }
 
 
@@ -228,7 +230,7 @@ def _results(evaluator: Evaluator, trainings: Iterable[Training]) -> list[Qualit
 
 def _values(plan: Plan, evaluator: Evaluator, spec: ArchSpec) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for task in TASKS:
+    for task in plan.tasks:
         results = _results(evaluator, (plan.reference_training(spec, task, seed) for seed in plan.seeds))
         values[task] = [cost(result, plan.reference) for result in results]
         values[f"{task}_status"] = [result.status for result in results]
@@ -236,7 +238,7 @@ def _values(plan: Plan, evaluator: Evaluator, spec: ArchSpec) -> dict[str, Any]:
 
 
 def cost(result: QualityResult, settings: QualitySettings) -> float:
-    """Lower is better. Text: bits a byte. Recall: steps until it is solved, and all of them when it was not: unresolved
+    """Lower is better. Text: bits a byte. Synthetic tasks: steps until it is solved, and all of them when it was not: unresolved
     layouts are not known to be bad, they are equal."""
     if result.task == "text":
         return result.value
@@ -250,7 +252,7 @@ def _task(plan: Plan, evaluator: Evaluator, task: Task, sizes: Sequence[int], su
     reference = [float(sum(values) / len(values)) for values in zip(*costs, strict=True)]
     cheap = _results(evaluator, (plan.cheap_training(spec, task) for spec in layouts))
     seconds = sum(result.seconds for result in cheap)
-    steps = getattr(plan.cheap, f"{task}_steps")
+    steps = plan.cheap.steps(task)
 
     def tier(name: str, what: str, scores: Sequence[float], cpu_s: float) -> dict[str, Any]:
         return {"tier": name, "what": what, "cpu_s": round(cpu_s, 1), **rank(scores, reference).to_dict()}
@@ -266,7 +268,7 @@ def _task(plan: Plan, evaluator: Evaluator, task: Task, sizes: Sequence[int], su
     return {
         "unit": "bits per byte" if task == "text" else "steps to solve",
         "reference": {
-            "steps": getattr(plan.reference, f"{task}_steps"),
+            "steps": plan.reference.steps(task),
             "tokens": max(result.tokens for results in by_seed for result in results),
             "best": min(reference),
             "worst": max(reference),
@@ -282,7 +284,7 @@ def _task(plan: Plan, evaluator: Evaluator, task: Task, sizes: Sequence[int], su
 
 
 def at_share(result: QualityResult, share: float, steps: int) -> float:
-    """What was known of a training after a share of its steps. Recall: solved ones by their steps, before all others, which are
+    """What was known of a training after a share of its steps. Synthetic tasks: solved ones by their steps, before all others, which are
     in the order of their accuracy."""
     reached = [(step, value) for step, value in result.curve if step <= max(share * steps, result.curve[0][0])]
     step, value = reached[-1]

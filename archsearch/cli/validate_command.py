@@ -26,6 +26,10 @@ def validate(
     equal: Annotated[
         bool, typer.Option("--equal-parameters", help="Give all layouts as many parameters, by the widths of their FFNs.")
     ] = False,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="TASK", help="recall, text, selective_copy, noisy_recall; repeatable. Default: recall and text."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, metavar="N", help="Trainings side by side on this machine. Default: one a core.")
     ] = None,
@@ -38,13 +42,18 @@ def validate(
     from archsearch.cli.progress import stage
     from archsearch.errors import InputError
     from archsearch.files import write_atomic
+    from archsearch.quality.micro import ALL_TASKS, TASKS
     from archsearch.run import claim, make_evaluator
     from archsearch.validate import document_of, make_plan, score_by_supernet, train_plan
 
     if workers == 0 and not storage:
         raise InputError("--workers 0 leaves all training to others, who need a --storage that they can reach; give one")
+    unknown = [name for name in task or [] if name not in ALL_TASKS]
+    if unknown:
+        raise InputError(f"--task {unknown[0]}: no such task; one of {', '.join(ALL_TASKS)}")
+    tasks = [known for known in ALL_TASKS if known in (task or TASKS)]
     parsed = claim(run, space)
-    plan = make_plan(parsed, layouts=layouts, seeds=seeds, longer=longer, equal=equal)
+    plan = make_plan(parsed, layouts=layouts, seeds=seeds, longer=longer, equal=equal, tasks=tasks)
     scores = run / "supernet.json"
     steps = 8 * plan.cheap.text_steps if supernet_steps is None else supernet_steps
     with make_evaluator(run, plan.cheap, seed=plan.cheap_seed, storage=storage, workers=workers) as evaluator:
@@ -52,7 +61,7 @@ def validate(
             for event in train_plan(plan, evaluator):
                 bar.update(event.done, event.total, note=event.label, seconds_left=event.seconds_left)
         one_depth = len({len(spec.layers) for spec in plan.layouts}) == 1
-        if steps and one_depth:
+        if steps and one_depth and "text" in tasks:
             with stage("supernet") as bar:
                 for step in score_by_supernet(plan, scores, steps):
                     bar.update(step.step, step.steps, note=f"{step.bits_per_byte:.3f} bits/byte")

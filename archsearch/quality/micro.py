@@ -1,4 +1,4 @@
-"""The small trainings: associative recall and bytes of text. Deterministic by seed, on one thread.
+"""The small trainings: associative recall, its relatives, and bytes of text. Deterministic by seed, on one thread.
 
 Recall (after MQAR, arXiv 2312.04927): 8 of 16 keys are each given one of 16 values, then 24 queries repeat keys and the model
 must answer with their values; chance is 1/16. Text: bytes of the training corpus, scored on held-out documents.
@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from archsearch.model import LanguageModel
+from archsearch.quality import synthetic as tasks
 from archsearch.quality.proxy import HIDDEN, narrow
 from archsearch.spec import ArchSpec
 
-Task = Literal["recall", "text"]
+Task = Literal["recall", "text", "selective_copy", "noisy_recall"]
 TASKS: tuple[Task, ...] = ("recall", "text")
+"""What the search trains on; the others are for `archsearch validate --task`."""
+ALL_TASKS: tuple[Task, ...] = ("recall", "text", "selective_copy", "noisy_recall")
 
 KEYS, PAIRS, QUERIES = 16, 8, 24
 RECALL_TOKENS = 2 * (PAIRS + QUERIES)
@@ -33,7 +36,7 @@ SOLVED = 0.9
 TEXT_TOKENS, TEXT_BATCH = 128, 8
 HELD_OUT_WINDOWS = 128
 BATCH = 32
-LEARNING_RATES: dict[Task, float] = {"recall": 3e-3, "text": 6e-3}
+LEARNING_RATES: dict[Task, float] = {"recall": 3e-3, "text": 6e-3, "selective_copy": 3e-3, "noisy_recall": 3e-3}
 WARMUP = 20
 CHECK_EVERY = 25
 VERSION = 3
@@ -43,12 +46,15 @@ VERSION = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualitySettings:
-    """How long the small trainings are; part of the identity of their results."""
+    """How long the small trainings are; part of the identity of their results. `recall_steps` is for every synthetic task."""
 
     recall_steps: int = 400
     text_steps: int = 300
     context: int = 4096
     """The context the layouts are meant for (see `narrow`)."""
+
+    def steps(self, task: Task) -> int:
+        return self.text_steps if task == "text" else self.recall_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +62,8 @@ class QualityResult:
     """What one small training found.
 
     Attributes:
-        value: recall accuracy in [0, 1], or held-out bits a byte.
-        status: "resolved", or "unresolved" for recall that has not left its plateau within the steps it was given.
+        value: accuracy in [0, 1] on a synthetic task, or held-out bits a byte.
+        status: "resolved", or "unresolved" for a synthetic task that was not solved within the steps it was given.
         steps: steps trained; for solved recall, until it was solved.
         curve: (step, value) at every check.
     """
@@ -81,7 +87,7 @@ class QualityResult:
 
 def evaluate(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> QualityResult:
     """Train the narrow copy of a layout on a task."""
-    return recall(spec, settings, seed) if task == "recall" else text(spec, settings, seed)
+    return text(spec, settings, seed) if task == "text" else synthetic(spec, task, settings, seed)
 
 
 def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -97,11 +103,26 @@ def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor
     return ids, targets
 
 
-def recall(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResult:
-    """Train on recall until it is solved or the steps are used up."""
-    model = build(narrow(spec, vocab_size=2 * KEYS, tokens=RECALL_TOKENS, context=settings.context), seed)
+def shape_of(task: Task) -> tuple[int, int]:
+    """Vocabulary and tokens of a task's sequences."""
+    match task:
+        case "text":
+            return 256, TEXT_TOKENS
+        case "recall":
+            return 2 * KEYS, RECALL_TOKENS
+        case "selective_copy":
+            return tasks.COPY_VOCAB, tasks.COPY_TOKENS
+        case "noisy_recall":
+            return tasks.NOISY_VOCAB, tasks.NOISY_TOKENS
+
+
+def synthetic(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> QualityResult:
+    """Train on a synthetic task until it is solved or the steps are used up."""
+    make = {"recall": recall_batch, "selective_copy": tasks.selective_copy_batch, "noisy_recall": tasks.noisy_recall_batch}[task]
+    vocab_size, length = shape_of(task)
+    model = build(narrow(spec, vocab_size=vocab_size, tokens=length, context=settings.context), seed)
     generator, examiner = torch.Generator().manual_seed(seed + 1), torch.Generator().manual_seed(seed + 2)
-    exam_ids, exam_targets = recall_batch(128, examiner)
+    exam_ids, exam_targets = make(128, examiner)
 
     def exam() -> float:
         with torch.inference_mode():
@@ -111,17 +132,17 @@ def recall(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResul
 
     curve, steps, seconds = train(
         model,
-        "recall",
+        task,
         settings.recall_steps,
-        lambda: recall_batch(BATCH, generator),
+        lambda: make(BATCH, generator),
         exam,
         check_every=CHECK_EVERY,
         stop=lambda accuracy: accuracy >= SOLVED,
     )
     value = curve[-1][1]
     status: Literal["resolved", "unresolved"] = "resolved" if value >= SOLVED else "unresolved"
-    tokens = steps * BATCH * RECALL_TOKENS
-    return QualityResult(task="recall", value=value, status=status, steps=steps, tokens=tokens, seconds=seconds, seed=seed, curve=curve)
+    tokens = steps * BATCH * length
+    return QualityResult(task=task, value=value, status=status, steps=steps, tokens=tokens, seconds=seconds, seed=seed, curve=curve)
 
 
 def text(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResult:
@@ -213,8 +234,8 @@ def corpus_bytes() -> tuple[np.ndarray, np.ndarray]:
 
 def settings_key(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> str:
     """Identity of a result: the narrow layout, the task, its length, the seed. Layouts with the same copy share it."""
-    tokens, vocab = (RECALL_TOKENS, 2 * KEYS) if task == "recall" else (TEXT_TOKENS, 256)
+    vocab, tokens = shape_of(task)
     copy = narrow(spec, vocab_size=vocab, tokens=tokens, context=settings.context)
-    steps = settings.recall_steps if task == "recall" else settings.text_steps
+    steps = settings.steps(task)
     what = {"copy": copy.spec_id, "task": task, "steps": steps, "seed": seed, "version": VERSION}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]

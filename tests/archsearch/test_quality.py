@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archsearch.model import LanguageModel
-from archsearch.quality import QualitySettings, evaluate, micro, narrow, structure
+from archsearch.quality import QualitySettings, evaluate, micro, narrow, structure, synthetic
 from archsearch.quality.proxy import HIDDEN
 from archsearch.spec import ArchSpec
 from operators import kinds
@@ -169,16 +170,48 @@ def test_a_lookup_solves_recall_and_guessing_does_not() -> None:
     assert 0.1 < lucky / total < 0.25  # an eighth of the pairs, and values that happen to be equal
 
 
+def test_selective_copy_asks_for_the_symbols_in_their_order() -> None:
+    ids, targets = synthetic.selective_copy_batch(50, torch.Generator().manual_seed(0))
+    assert ids.shape == targets.shape == (50, synthetic.COPY_TOKENS)
+    for row, target in zip(ids.tolist(), targets.tolist(), strict=True):
+        symbols = [token for token in row[: synthetic.GAPS] if token != synthetic.BLANK]
+        assert len(symbols) == synthetic.COPIED
+        assert [value for value in target if value != -100] == symbols == row[synthetic.GAPS + 1 :]
+        assert row[synthetic.GAPS] == synthetic.MARK
+        assert all(value in (-100, row[i + 1]) for i, value in enumerate(target[:-1]))  # what comes next, foretold
+        assert target[-1] == -100
+
+
+def test_noisy_recall_asks_only_what_it_told_and_noise_is_no_answer() -> None:
+    ids, targets = synthetic.noisy_recall_batch(50, torch.Generator().manual_seed(0))
+    assert ids.shape == targets.shape == (50, synthetic.NOISY_TOKENS)
+    gaps = set()
+    for row, target in zip(ids.tolist(), targets.tolist(), strict=True):
+        asked = [i for i, value in enumerate(target) if value != -100]
+        assert len(asked) == synthetic.NOISY_QUERIES
+        told: dict[int, int] = {}
+        for i, token in enumerate(row):
+            if i in asked:
+                assert target[i] == told[token] == row[i + 1]
+            elif token < synthetic.SYMBOLS:
+                told[token] = row[i + 1]
+        assert len(told) == synthetic.NOISY_PAIRS
+        assert sum(token >= 2 * synthetic.SYMBOLS for token in row) == synthetic.NOISE
+        gaps |= {after - before for before, after in itertools.pairwise(asked)}
+    assert len(gaps) > 4  # the noise is at random places
+
+
 def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
     tiny = QualitySettings(recall_steps=3, text_steps=2)
     spec = spec_of([CONV, GQA])
-    for task in micro.TASKS:
+    for task in micro.ALL_TASKS:
         one, again, other = (evaluate(spec, task, tiny, seed) for seed in (0, 0, 1))
         assert replace(one, seconds=0.0) == replace(again, seconds=0.0)
         assert other.seed == 1
-        assert task == "recall" or one.value != other.value
+        assert task != "text" or one.value != other.value
         assert (one.task, one.seed, one.curve[-1]) == (task, 0, (one.steps, one.value))
-    assert one.tokens == 2 * micro.TEXT_TOKENS * micro.TEXT_BATCH
+    text = evaluate(spec, "text", tiny, 0)
+    assert text.tokens == 2 * micro.TEXT_TOKENS * micro.TEXT_BATCH
 
 
 def test_text_is_scored_on_documents_that_were_not_trained_on() -> None:
