@@ -147,9 +147,11 @@ def export(
     json_output: JsonOption = False,
 ) -> None:
     """Export a checkpoint; handed out only when it computes what the trained model does."""
+    from archsearch.cli.tables import stderr
     from archsearch.export import export as write
 
-    report = write(checkpoint, out, to, precision=precision, max_context=max_context)
+    with stderr.status("writing, and comparing with torch ..."):
+        report = write(checkpoint, out, to, precision=precision, max_context=max_context)
     if json_output:
         print_json(report.to_dict())
     else:
@@ -167,10 +169,12 @@ def import_(
     json_output: JsonOption = False,
 ) -> None:
     """Make a checkpoint of an LFM2 model, or of an export; handed out only when it computes what transformers does."""
+    from archsearch.cli.tables import stderr
     from archsearch.export.from_hf import import_hf
     from archsearch.spec import ArchSpec
 
-    report = import_hf(folder, out, tokenizer=tokenizer, name=name)
+    with stderr.status("reading, and comparing with transformers ..."):
+        report = import_hf(folder, out, tokenizer=tokenizer, name=name)
     if json_output:
         print_json({"checkpoint": str(out), "spec_id": ArchSpec.read(out / "spec.toml").spec_id, "parity": report.to_dict()})
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from archsearch.checkpoint import Checkpoint, save_checkpoint
 from archsearch.data.tokenizer import Tokenizer, read_tokenizer
-from archsearch.errors import FileFormatError, InputError, ParityError
+from archsearch.errors import FileFormatError, InputError, ParityError, RunError
 from archsearch.export.to_hf import HfDecoder, require_transformers
 from archsearch.hf import MAX_POSITIONS, from_hf_config, from_hf_name
 from archsearch.parity import ParityReport, Weights, measure_parity
@@ -58,7 +59,13 @@ def import_hf(folder: Path | str, out: Path | str, *, tokenizer: Path | None = N
         save_file(dict(weights), place / WEIGHTS)
         (place / "tokenizer.json").write_text(words.to_json(), encoding="utf-8")
 
-    save_checkpoint(out, spec, 0, write)
+    try:
+        save_checkpoint(out, spec, 0, write)
+    except RunError as error:
+        with suppress(OSError):
+            out.rmdir()  # there is no older checkpoint in it to go on from
+        reason = error.__cause__ or error
+        raise RunError(f"{out}: cannot be written: {getattr(reason, 'strerror', None) or reason}; free some space") from error
     Checkpoint.open(out).weights()  # reads it back, hashes and all
     return report
 

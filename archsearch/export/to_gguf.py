@@ -6,6 +6,8 @@ convolutions, `qwen3` where all layers are full attention. What neither can say 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -198,6 +200,7 @@ def write_gguf(
 
     Raises:
         NoCounterpartError: as `gguf_layout`.
+        OSError: the disk is full.
     """
     import gguf
 
@@ -236,10 +239,16 @@ def write_gguf(
         stored = kind if weight.linear else gguf.GGMLQuantizationType.F32
         value = np.ascontiguousarray(np.asarray(weights[weight.name], np.float32).squeeze())
         writer.add_tensor(_tensor_name(names, weight.name, spec, layout), gguf.quants.quantize(value, stored), raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except OSError as error:
+        if error.errno is None:  # numpy on a full disk: "27648 requested and 3232 written"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+    finally:
+        writer.close()
 
 
 def as_stored(spec: ArchSpec, weights: Weights, precision: GgufPrecision) -> Weights:

@@ -26,11 +26,12 @@ from archsearch.parity import DECODE, PROMPT, SAMPLE, Logits, ParityReport, Weig
 from archsearch.spec import ArchSpec
 
 USAGE = """\
-Load it with transformers: `AutoModelForCausalLM.from_pretrained("DIR"{trust})` and `AutoTokenizer.from_pretrained("DIR")`.
+Load it with transformers: `AutoModelForCausalLM.from_pretrained("DIR"{trust})` and
+`AutoTokenizer.from_pretrained("DIR"{trust})`.
 """
 OWN_USAGE = """
-The model is an `ArchsearchForCausalLM`: transformers has no class for this layout ({reason}), so its code lies in `{modeling}`,
-and `trust_remote_code=True` lets transformers run it. It trains, generates and is saved as any other.
+The model is an `ArchsearchForCausalLM`, whose code lies in `{modeling}`; `trust_remote_code=True` lets transformers run it. It trains,
+generates and is saved as any other. transformers has no class of its own for this layout: {reason}.
 """
 
 
@@ -91,7 +92,7 @@ def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Toke
 
     Raises:
         HfConfigError: the spec has no counterpart.
-        RunError: the disk is full.
+        OSError: the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -105,7 +106,7 @@ def write_folder(folder: Path, spec: ArchSpec, weights: Weights, tokenizer: Toke
     try:
         save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # how safetensors reports a full disk
-        raise RunError(f"{folder}: the weights cannot be written: {error}; free some space or choose another place") from error
+        raise OSError(str(error)) from error
     write_hf_tokenizer(folder, tokenizer)
 
 
@@ -182,7 +183,8 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     from transformers import AutoTokenizer
 
     with _quiet():
-        loaded = AutoTokenizer.from_pretrained(folder)
+        # It reads the config, whose code is ours; without the word for it transformers asks on the terminal.
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         found = loaded(SAMPLE, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if found != tokenizer.encode(SAMPLE) or loaded.decode(found) != SAMPLE:
         raise ParityError("transformers' tokenizer gives other tokens than the trained one, so nothing was written")

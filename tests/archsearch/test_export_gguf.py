@@ -244,3 +244,16 @@ def test_the_weights_that_are_compared_are_those_in_the_file(plain, tmp_path):
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
     stored = tensors["blk.0.ffn_down.weight"]
     assert np.array_equal(dequantize(stored.data, stored.tensor_type), rounded["layers.0.ffn.w2.weight"])
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(plain, tmp_path, monkeypatch):
+    """numpy, which writes the tensors, gives no error number."""
+    from gguf import GGUFWriter
+
+    def full(self, **_):
+        raise OSError("27648 requested and 3232 written")
+
+    monkeypatch.setattr(GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(RunError, match="out: cannot be written: No space left on device; free some space"):
+        export_gguf(plain, tmp_path / "out", "f16", max_context=256)
+    assert leftovers(tmp_path) == []

@@ -62,6 +62,12 @@ def test_nothing_stays_in_the_cache_of_transformers(exported, tmp_path):
     assert not list(Path(HF_MODULES_CACHE).rglob("*unmistakable*"))
 
 
+def test_nobody_is_asked_whether_our_own_code_may_run(tmp_path, monkeypatch):
+    """On a terminal transformers asks, wherever it was not told beforehand; elsewhere it fails."""
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    assert export_hf(save(tmp_path / "checkpoint", spec_of(GLA)), tmp_path / "out").holds
+
+
 def test_whole_sequences_and_generated_tokens_are_those_of_torch(model, exported):
     _, ours = exported
     with torch.inference_mode():

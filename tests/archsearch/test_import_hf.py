@@ -10,7 +10,7 @@ from export_cases import CONV, GLA, GQA, SWA, TEXT, leftovers, save, spec_of, we
 from archsearch.budget import known_configs
 from archsearch.checkpoint import Checkpoint
 from archsearch.data.tokenizer import train_tokenizer
-from archsearch.errors import InputError, ParityError
+from archsearch.errors import InputError, ParityError, RunError
 from archsearch.export import from_hf
 from archsearch.export.from_hf import import_hf
 from archsearch.export.to_hf import export_hf
@@ -144,3 +144,15 @@ def test_a_folder_with_something_in_it_is_left_alone(published, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty; choose another --out"):
         import_hf(published, tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(published, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(RunError, match=r"out: cannot be written: I/O error: No space left on device \(os error 28\); free some space$"):
+        import_hf(published, tmp_path / "out")
+    assert leftovers(tmp_path) == []
