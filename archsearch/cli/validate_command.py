@@ -93,7 +93,7 @@ def print_validation(document: dict[str, Any]) -> None:
 
         rows = [row(f"{tier['tier']}  {tier['verdict']}", tier, tier["cpu_s"]) for tier in found["tiers"]]
         if found["ceiling"]:
-            rows.append(row("another seed of the reference", found["ceiling"]))
+            rows.append(row("another seed of it", found["ceiling"]))
         if found["most_parameters"]:
             rows.append(row("most parameters first", found["most_parameters"]))
         rows.append(row("at random", found["random"]))

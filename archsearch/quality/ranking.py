@@ -11,8 +11,10 @@ import numpy as np
 RESAMPLES = 4000
 INTERVAL = (0.05, 0.95)
 TIE_BREAKS = 500
-LEAST_TAU = 0.3
-"""An interval that reaches below this leaves open whether the order is worth anything."""
+LEAST_LAYOUTS = 16
+"""Of fewer, the bootstrap interval is itself too narrow to be believed."""
+LEAST_TAU, WIDEST = 0.3, 0.6
+"""An interval that reaches below the one leaves open whether the order is worth anything; one wider than the other, how much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,12 +22,14 @@ class Ranking:
     """A cheap order against the reference.
 
     Attributes:
+        layouts: how many were compared.
         tau: Kendall's tau-b (ties count as neither); None where all values of one side are equal.
         low, high: 90 % bootstrap interval over layouts.
         regret_1, regret_3: by how much the reference's value of the best among the first one or three is above the best of all,
             on average over how ties may be broken; in the reference's unit.
     """
 
+    layouts: int
     tau: float | None
     low: float | None
     high: float | None
@@ -34,7 +38,9 @@ class Ranking:
 
     @property
     def verdict(self) -> Literal["validated", "unvalidated"]:
-        return "validated" if self.low is not None and self.low >= LEAST_TAU else "unvalidated"
+        if self.low is None or self.high is None or self.layouts < LEAST_LAYOUTS:
+            return "unvalidated"
+        return "validated" if self.low >= LEAST_TAU and self.high - self.low <= WIDEST else "unvalidated"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"verdict": self.verdict}
@@ -58,6 +64,7 @@ def rank(scores: Sequence[float], reference: Sequence[float], *, seed: int = 0) 
     known = taus[~np.isnan(taus)]
     low, high = np.quantile(known, INTERVAL) if len(known) and not np.isnan(tau) else (None, None)
     return Ranking(
+        layouts=len(a),
         tau=None if np.isnan(tau) else float(tau),
         low=None if low is None else float(low),
         high=None if high is None else float(high),
@@ -75,7 +82,7 @@ def _tau(signs_a: np.ndarray, signs_b: np.ndarray) -> float:
 def _regret(scores: np.ndarray, reference: np.ndarray, first: int, generator: np.random.Generator) -> float:
     """Ties are broken at random, many times."""
     found = [reference[np.lexsort((generator.random(len(scores)), scores))[:first]].min() for _ in range(TIE_BREAKS)]
-    return float(np.mean(found) - reference.min())
+    return max(0.0, float(np.mean(found) - reference.min()))  # not -0.0
 
 
 def between_seeds(by_seed: Sequence[Sequence[float]], *, seed: int = 0) -> Ranking:
@@ -90,6 +97,7 @@ def between_seeds(by_seed: Sequence[Sequence[float]], *, seed: int = 0) -> Ranki
         return float(np.mean(known)) if known else None
 
     return Ranking(
+        layouts=rows.shape[1],
         tau=mean([part.tau for part in parts]),
         low=mean([part.low for part in parts]),
         high=mean([part.high for part in parts]),

@@ -33,6 +33,10 @@ def test_a_perfect_order_has_no_regret_and_is_validated() -> None:
     found = rank(range(16), reference)
     assert (found.tau, found.low, found.high, found.regret_1, found.regret_3) == (1, 1, 1, 0, 0)
     assert found.verdict == "validated"
+    few = rank([0, 1, 2, 3, 5, 4], range(6))
+    assert few.tau is not None
+    assert few.tau > 0.8
+    assert few.verdict == "unvalidated"  # six layouts tell little
     upside_down = rank(range(16, 0, -1), reference)
     assert upside_down.tau == -1
     assert upside_down.regret_1 == pytest.approx(1)
