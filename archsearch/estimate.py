@@ -89,7 +89,7 @@ def summary(rounds_ns: np.ndarray, *, seed: int = 0) -> Estimate:
     value = float(np.quantile(rounds_ns, QUANTILE)) / 1e6
     if len(rounds_ns) < 2 or np.ptp(rounds_ns) == 0:
         return Estimate(value, value, value)
-    # By hand, for searches ask for hundreds: scipy's own takes fifty times as long for the same numbers.
+    # By hand: the numbers are those of scipy.stats.bootstrap, which takes 0.7 s to import before every answer.
     drawn = rounds_ns[np.random.default_rng(seed).integers(0, len(rounds_ns), (RESAMPLES, len(rounds_ns)))]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.quantile(drawn, QUANTILE, axis=1), [tail, 1 - tail]) / 1e6

@@ -7,6 +7,7 @@ whole models taught widens it. Its upper end is taken for the 95th percentile of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,9 +61,8 @@ class Spread:
 
 def share_of_half(confidence: float) -> float:
     """How much of the interval's upper half a probability takes: 1 at 95 %, 0 at 50 %."""
-    from scipy.stats import norm
-
-    return float(norm.ppf(confidence) / norm.ppf(UPPER))
+    normal = NormalDist()
+    return normal.inv_cdf(confidence) / normal.inv_cdf(UPPER)
 
 
 def spread_of(table: CostTable | SearchTables, space: Space, hidden_size: int, metric: Metric) -> Spread:
