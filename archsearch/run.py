@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.bench import BenchResult, bench, onnx_target, spec_target
 from archsearch.budgets import Budget, combine, parse_held
+from archsearch.emulated import usable
 from archsearch.errors import InputError, RunError
 from archsearch.files import write_atomic
+from archsearch.fleet import refuse_twins
 from archsearch.predict import CostTable
 from archsearch.profile import profile
 from archsearch.space import Space
@@ -95,7 +97,12 @@ def load_tables(run_dir: Path, device_ids: Sequence[str]) -> SearchTables:
 
 
 def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> None:
-    """Measure how fast the device can be at most, once a run, for the report's roof; raw samples in limits.json."""
+    """Measure how fast the device can be at most, once a run, for the report's roof; raw samples in limits.json.
+
+    Not where it is emulated: there is no roof to know.
+    """
+    if not usable(device.info.extra):
+        return
     path = run_dir / "limits.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     if device_id not in known:
@@ -199,6 +206,7 @@ def run(
     # Complaints first, before anything is written, and not an hour later.
     _check_sources(space_path)
     devices = {device_id: open_device(device_id) for device_id in device_ids}
+    refuse_twins(devices)
     space = claim(run_dir, space_path)
     first = device_ids[0]
     for device_id, device in devices.items():

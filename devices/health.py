@@ -267,7 +267,10 @@ def advice(conditions: Conditions, states: Sequence[MachineState]) -> list[str]:
     elif "hot" in found:
         hottest = max(state.temperature_c for state in states if state.temperature_c is not None)
         lines.append(f"The CPU reached {hottest:.0f} °C and may have throttled: let it cool, or wait longer before each round.")
-    if conditions.governor and set(conditions.governor.split("+")) != {"performance"}:
+    if "fixed_performance" in conditions.extra:  # a phone, whose clocks nobody sets without root
+        if not conditions.extra["fixed_performance"]:
+            lines.append("The phone offers no fixed-performance mode: its clocks go as they like; measure more rounds.")
+    elif conditions.governor and set(conditions.governor.split("+")) != {"performance"}:
         lines.append(f"The frequency governor is {conditions.governor}: steadier with `sudo cpupower frequency-set -g performance`.")
     pages = [state.huge_page_share for state in states if state.huge_page_share is not None]
     if conditions.huge_pages == "never":

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from devices.adb import describe
+from devices.adb.bundle import find_bundle
 from devices.adb.links import connect, problem_of, state_of
 from devices.adb.server import AdbServer
 from devices.adb.shell import run
@@ -23,6 +24,14 @@ def list_phones(*, timeout_s: float = 1.0) -> list[DeviceInfo]:
     return [_phone(line) for line in AdbServer(timeout_s=timeout_s).devices()]
 
 
+def _with_agent(device_id: str, description: describe.Description) -> DeviceInfo:
+    """A phone that answers, and whether there is an agent for it."""
+    try:
+        return describe.device_info(device_id, description, runtime=find_bundle(description.abis).runtime, problem=None)
+    except ValueError as error:
+        return describe.device_info(device_id, description, runtime=None, problem=f"no agent for it yet: {error}")
+
+
 def _phone(line: str) -> DeviceInfo:
     """A phone as a line of `adb devices -l` tells it, and in its own words where it answers."""
     serial, _, rest = line.partition(" ")
@@ -36,7 +45,7 @@ def _phone(line: str) -> DeviceInfo:
                 description = describe.parse(run(link, describe.QUESTION, timeout_s=LISTING_LIMIT_S).stdout)
             finally:
                 link.close()
-            return describe.device_info(device_id, description, runtime=None, problem=None)
+            return _with_agent(device_id, description)
         except DeviceError as error:
             problem = error
     return DeviceInfo(

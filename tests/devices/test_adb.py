@@ -72,17 +72,27 @@ def phones(monkeypatch: pytest.MonkeyPatch, listing: str = LISTING, shells: dict
         return {phone.device_id: phone for phone in adb.list_phones()}
 
 
-def test_a_phone_is_described_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phone_is_described_in_its_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"abi": "arm64-v8a", "runtime": "onnxruntime 1.32.0"}')
+    monkeypatch.setenv("ARCHSEARCH_AGENT", str(tmp_path))
     fake = FakeServer(LISTING, {"R58N30": ANSWER})
     with server(fake, monkeypatch):
         phone = adb.list_phones()[0]
-    assert (phone.device_id, phone.available, phone.problem) == ("adb:R58N30", True, None)
+    assert (phone.device_id, phone.available, phone.runtime, phone.problem) == ("adb:R58N30", True, "onnxruntime 1.32.0", None)
     assert (phone.name, phone.system, phone.cpu) == ("Maker Phone 9 [Pro]", "Android 14 arm64-v8a", "QTI SM8350")
     assert (phone.cores, phone.memory_bytes) == (8, 7654321 * 1024)
     assert (phone.extra["sdk"], phone.extra["soc"], phone.extra["abis"]) == ("34", "QTI SM8350", ["arm64-v8a"])
     assert [(c["cores"], c["max_mhz"]) for c in phone.extra["clusters"]] == [([7], 2841), ([4, 5, 6], 2419), ([0, 1, 2, 3], 1804)]
     assert "emulated" not in phone.extra
     assert fake.commands == [describe.QUESTION]
+
+
+def test_a_phone_without_an_agent_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ARCHSEARCH_AGENT", str(tmp_path))
+    phone = phones(monkeypatch, shells={"R58N30": ANSWER})["adb:R58N30"]
+    assert not phone.available
+    assert "no agent for it yet: " in (phone.problem or "")
+    assert "archsearch agent build" in (phone.problem or "")
 
 
 def test_lines_may_end_as_old_phones_end_them(monkeypatch: pytest.MonkeyPatch) -> None:
