@@ -138,6 +138,8 @@ def lay_common(root: Path, config: dict[str, Any]) -> None:
     for name in ("system", "sys"):
         (root / name).mkdir()
         mount("--bind", config[name], root / name)
+    if Path("/sys/kernel/mm").is_dir():  # malloc asks there whether there are huge pages: without an answer, it uses none
+        mount("--bind", "/sys/kernel/mm", root / "sys" / "kernel" / "mm")
     for name in ("dev", "proc"):
         (root / name).mkdir()
         mount("--rbind", f"/{name}", root / name)

@@ -65,6 +65,7 @@ def lay_services(folder: Path, props: dict[str, str]) -> None:
 
 def lay_sys(folder: Path, *, cores: int) -> None:
     """`/sys`: the first half of the cores little, the rest big, one thermal zone of the CPU and one of the battery."""
+    (folder / "kernel" / "mm").mkdir(parents=True, exist_ok=True)  # the machine's own is mounted there
     cpus = folder / "devices" / "system" / "cpu"
     for core in range(cores):
         kind: dict[str, Any] = LITTLE if core < cores // 2 else BIG
