@@ -33,7 +33,8 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
             stdout.print(f"{device}: no trained layout keeps its budgets")
         else:
             shared, own = milliseconds(entry["shared_ms"]), milliseconds(entry["own_ms"])
-            regret = f"{entry['latency_regret']:+.1%}; bits/byte {entry['text_regret']:+.1%}"
+            lost = "; recall is lost" if entry["recall_lost"] else ""
+            regret = f"{entry['latency_regret']:+.1%}; bits/byte {entry['text_regret']:+.1%}{lost}"
             stdout.print(f"{device}: {shared} ms for the shared layout, {own} ms for its own choice ({regret})")
     if result.certificate is not None:
         gap, points = result.certificate["worst_gap"], len(result.certificate["points"])

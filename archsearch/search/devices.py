@@ -135,7 +135,8 @@ def _hot(row: Row) -> Row:
 def regrets(points: Sequence[FrontPoint], best: FrontPoint | None, latency: Metric, tables: SearchTables) -> dict[str, dict[str, Any]]:
     """For each device: what the shared layout costs beside the one that would be chosen for this device alone.
 
-    Among the trained layouts, by the same rule; a regret is relative, 0 where the shared layout is the device's own.
+    Among the trained layouts, by the same rule; a regret is relative, 0 where the shared layout is the device's own, and negative where
+    the device's own is slower because it is better (`recall_lost`, `text_regret`).
     """
     from archsearch.search.feasible import ROUNDING
     from archsearch.search.result import choose
@@ -153,10 +154,11 @@ def regrets(points: Sequence[FrontPoint], best: FrontPoint | None, latency: Metr
 
         inside = [point for point in points if not any(v > ROUNDING and concerns(b) for b, v in point.costs.excess.items())]
         own = choose(inside, at)
-        entry: dict[str, Any] = {"own": own.spec.spec_id if own else None, "metric": at, "latency_regret": None, "text_regret": None}
+        entry: dict[str, Any] = {"own": own.spec.spec_id if own else None, "metric": at, "latency_regret": None}
         if own is not None and best is not None:
             entry["own_ms"], entry["shared_ms"] = own.costs.values[at], best.costs.values[at]
             entry["latency_regret"] = best.costs.values[at] / own.costs.values[at] - 1
+            entry["recall_lost"] = own.quality.solves_recall and not best.quality.solves_recall
             entry["text_regret"] = best.quality.text.value / own.quality.text.value - 1
         found[device] = entry
     return found

@@ -237,6 +237,7 @@ def test_a_shared_layout_keeps_all_budgets_and_its_regret_is_told(run_dir: Path,
     own = next(point for point in searcher.trained if point.spec.spec_id == document["local"]["own"])
     shared = result.best.costs.values["decode_ms@64"]
     assert document["local"]["latency_regret"] == pytest.approx(shared / own.costs.values["decode_ms@64"] - 1)
+    assert document["local"]["recall_lost"] == (own.quality.solves_recall and not result.best.quality.solves_recall)
     assert document["local"]["text_regret"] >= -0.011  # it is chosen among more; up to a tie
 
 
