@@ -181,5 +181,8 @@ def _what(
             checkpoint.spec, [chosen], directory / "bench-models", max_context=max_context, weights=checkpoint.weights()
         ), workloads
     if path.is_dir():
-        raise InputError(f"{path}: holds neither a checkpoint nor a model.onnx")
+        advice = "; archsearch import makes a checkpoint of what transformers saved" if (path / "config.json").is_file() else ""
+        raise InputError(f"{path}: holds neither a checkpoint nor a model.onnx{advice}")
+    if path.suffix == ".gguf":
+        raise InputError(f"{path}: is for llama.cpp, whose llama-bench times it; here a checkpoint, a spec or an ONNX file is measured")
     return spec_target(ArchSpec.read(path), [chosen], directory / "models", max_context=max_context), workloads

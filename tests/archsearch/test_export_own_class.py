@@ -193,3 +193,9 @@ def test_code_that_computes_something_else_is_caught(tmp_path, monkeypatch, was,
     with pytest.raises(ParityError, match="test computes something else as hf"):
         export_hf(save(tmp_path / "checkpoint", EVERYTHING), tmp_path / "out")
     assert leftovers(tmp_path, "checkpoint") == []
+
+
+def test_what_bench_says_of_other_exports(exported, tmp_path, call):
+    assert "archsearch import makes a checkpoint of what transformers saved" in call("bench", exported[0].path).error
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x80")
+    assert "is for llama.cpp, whose llama-bench times it" in call("bench", tmp_path / "model.gguf").error
