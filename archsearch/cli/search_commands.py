@@ -57,7 +57,8 @@ def search(
     searcher = make_searcher(
         parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers, baseline=baseline, held=hold or ()
     )
-    if resolve or certify or (trials is None and searcher.finished()):
+    at_once = resolve or certify or (trials is None and searcher.finished())
+    if at_once:
         result = answer(searcher, certified=certify)
     else:
         with stage("search") as bar, searcher.evaluator:
@@ -68,7 +69,7 @@ def search(
     if json_output:
         print_json(result.to_dict())
     elif result.feasible:
-        print_result(result, searcher, run)
+        print_result(result, searcher, run, trained_nothing=at_once)
     else:
         print_unreachable(result)
     if not result.feasible:

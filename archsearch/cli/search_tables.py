@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from archsearch.spec import ArchSpec
 
 
-def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
+def print_result(result: SearchResult, searcher: Searcher, run: Path, *, trained_nothing: bool = False) -> None:
     """The front, the chosen layout marked, and what was not trained but is expected to be on it."""
     latency, memory = str(searcher.latency), str(searcher.memory)
     rows = []
@@ -39,6 +39,8 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path) -> None:
     if result.certificate is not None:
         gap, points = result.certificate["worst_gap"], len(result.certificate["points"])
         stdout.print(f"certificate: at {points} latencies at most {gap:.2%} is left, were quality additive (HiGHS)", style="dim")
+    if trained_nothing:
+        stdout.print(f"{len(searcher.trained)} trained layouts answered, none was trained for this; --trials N trains", style="dim")
     if result.best is not None:
         stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
     else:

@@ -110,6 +110,7 @@ class Searcher:
         self._refused: set[tuple[str, str]] = set()
         self._began = time.monotonic()
         self._trained_now = 0
+        self._wanted: int | None = None
 
     # -- the cheap pass --------------------------------------------------------------------------------------------------
 
@@ -173,6 +174,7 @@ class Searcher:
             "device": self.table.device,
             "budgets": [str(budget) for budget in self.budgets],
             "seed": self.seed,
+            "trials": self.trials,
             "left_out": self.left_out,
         }
         return book.open_study(self.url, self.study_name, self.seed, attributes)
@@ -243,16 +245,17 @@ class Searcher:
         study = book.existing_study(self.url, self.study_name)
         if study is not None:
             with storage_errors(self.url):
+                self._wanted = study.user_attrs.get("trials", self.trials)
                 self.read(study)
 
     def finished(self) -> bool:
-        """Whether as many layouts are trained as were wanted, under whatever budgets.
+        """Whether as many layouts are trained as were wanted last, under whatever budgets.
 
         Raises:
             StoreError: the study cannot be read.
         """
         self.look_up()
-        return len(self.trained) >= self.trials
+        return len(self.trained) >= (self._wanted or self.trials)
 
     def over_budget(self, inner: Sequence[InnerDesign]) -> list[InnerDesign]:
         """Baselines that miss a budget: the book says which."""
