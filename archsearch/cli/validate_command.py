@@ -99,7 +99,8 @@ def print_validation(document: dict[str, Any]) -> None:
         rows.append(row("at random", found["random"]))
         span = f"{reference['best']:.{digits}f} to {reference['worst']:.{digits}f} {found['unit']}"
         seeds = len(document["seeds"]["reference"])
-        sentence = f"{task}: {len(document['layouts'])} layouts, {reference['steps']} steps, {seeds} seeds each: {span}"
+        each = f"{seeds} seeds each" if seeds > 1 else "one seed each"
+        sentence = f"{task}: {len(document['layouts'])} layouts, {reference['steps']} steps, {each}: {span}"
         if reference["unresolved"]:
             sentence += f"; {reference['unresolved']} unresolved by any seed, which count as equal"
         stdout.print(sentence, style="bold")
