@@ -95,3 +95,29 @@ def test_the_command_line_wins_metric_by_metric() -> None:
     file = budgets_from_table({"decode_ms@4096": 20.0, "parameters": 4e8})
     line = [parse_budget("decode_ms@4096<=15"), parse_budget("decode_ms@1024<=10"), parse_budget("decode_ms@1024<=9")]
     assert set(map(str, combine(file, line))) == {"decode_ms@4096<=15", "parameters<=400000000", "decode_ms@1024<=9"}
+
+
+def test_a_file_may_ask_for_a_probability() -> None:
+    assert budgets_from_table({"decode_ms@4096": {"limit": 20, "confidence": 0.95}}) == (parse_budget("P(decode_ms@4096<=20)>=0.95"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"limit": 20, "confidence": 2.0}, "from 0.5 to 0.999"),
+        ({"limit": 20, "sure": 0.9}, "unknown key 'sure'"),
+        ({"confidence": 0.9}, "limit is missing"),
+        ("20 ms", "is no number"),
+        (True, "is no number"),
+    ],
+)
+def test_other_values_in_a_file_are_refused(value: object, says: str) -> None:
+    with pytest.raises(BudgetError, match=says):
+        budgets_from_table({"decode_ms@4096": value})
+
+
+def test_both_limits_of_a_size_stay_and_the_line_wins_on_each_side() -> None:
+    file = [parse_budget("parameters<=5M"), parse_budget("decode_ms@64<=3")]
+    line = [parse_budget("parameters>=4M"), parse_budget("P(decode_ms@64<=2)>=0.9")]
+    assert set(map(str, combine(file, line))) == {"parameters<=5000000", "parameters>=4000000", "P(decode_ms@64<=2)>=0.9"}
+    assert parse_budget("parameters>=4M").excess(3e6) == pytest.approx(0.25)
