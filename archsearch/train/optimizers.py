@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from archsearch.train.muon import MuonFp32
 from archsearch.train.settings import TrainPlan
 
-MOMENTS: dict[str, tuple[str, ...]] = {"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
-"""What each rule remembers of a parameter, beside the number of updates."""
 NOT_HIDDEN = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -18,10 +17,6 @@ class UpdateRule:
     """One or two of torch's optimizers as if they were one; their state goes by the names of the parameters."""
 
     def __init__(self, model: nn.Module, plan: TrainPlan) -> None:
-        """
-        Raises:
-            ImportError: this torch has no Muon.
-        """
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         hidden = [p for p, name in self._names.items() if p.ndim == 2 and name not in NOT_HIDDEN]
         by_muon = set(hidden) if plan.optimizer == "muon" else set()
@@ -50,7 +45,7 @@ class UpdateRule:
             f"{moment}/{self._names[parameter]}": state[moment].contiguous()
             for part in self.parts
             for parameter, state in part.state.items()
-            for moment in MOMENTS[type(part).__name__]
+            for moment in _moments(part)
         }
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -61,13 +56,18 @@ class UpdateRule:
         """
         for part in self.parts:
             for parameter in (p for group in part.param_groups for p in group["params"]):
-                state = {"step": torch.tensor(float(step))} if isinstance(part, torch.optim.AdamW) else {}
-                for moment in MOMENTS[type(part).__name__]:
+                state = {"step": torch.tensor(float(step), device=parameter.device)} if isinstance(part, torch.optim.AdamW) else {}
+                for moment in _moments(part):
                     key = f"{moment}/{self._names[parameter]}"
                     if key not in tensors or tensors[key].shape != parameter.shape:
                         raise KeyError(key)
                     state[moment] = tensors[key].to(parameter.device)
                 part.state[parameter] = state
+
+
+def _moments(part: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What a rule remembers of a parameter, beside the number of updates."""
+    return ("exp_avg", "exp_avg_sq") if isinstance(part, torch.optim.AdamW) else ("momentum_buffer",)
 
 
 def _adamw(parameters: list[Tensor], plan: TrainPlan) -> torch.optim.Optimizer:
@@ -82,6 +82,7 @@ def _adamw(parameters: list[Tensor], plan: TrainPlan) -> torch.optim.Optimizer:
 def _muon(matrices: list[Tensor], plan: TrainPlan) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) with the scaling of arXiv 2502.16982, which gives its updates the size of AdamW's: so one learning
     rate and one weight decay serve both."""
-    from torch.optim import Muon
-
-    return Muon(matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    if plan.dtype == "bf16" and hasattr(torch.optim, "Muon"):  # since torch 2.9
+        torchs = torch.optim.Muon
+        return torchs(matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return MuonFp32(matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, momentum=0.95)

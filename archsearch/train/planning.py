@@ -44,13 +44,14 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         seconds_left: of the time budget, if not all of it.
 
     Raises:
-        InputError: too little text for the sequence length, an operator that cannot keep documents apart where it should, or no
-            compiler, or no Muon, where one is asked for.
+        InputError: too little text for the sequence length, an operator that cannot keep documents apart where it should, or
+            no compiler where one is needed.
     """
     parameters = _parameters(spec)
     if settings.isolate_documents:
         _refuse_leaks(spec)
-    _refuse_missing(settings)
+    if settings.compile:
+        _require_compiler()
     sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draft = TrainPlan(
@@ -143,17 +144,14 @@ def _refuse_leaks(spec: ArchSpec) -> None:
             )
 
 
-def _refuse_missing(settings: TrainSettings) -> None:
-    if settings.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise InputError(f"optimizer: torch {torch.__version__} has no Muon; update to torch 2.9 or newer, or train with adamw")
-    if settings.compile:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
 
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler as error:
-            raise InputError("compile: there is no C++ compiler; install one (Debian: apt install g++), or leave it out") from error
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise InputError("compile: there is no C++ compiler; install one (Debian: apt install g++), or leave it out") from error
 
 
 def _weightless(spec: ArchSpec) -> LanguageModel:

@@ -42,6 +42,7 @@ from archsearch.train import (
 )
 from archsearch.train.evaluate import evaluate
 from archsearch.train.interrupt import uninterrupted
+from archsearch.train.muon import MuonFp32
 from archsearch.train.planning import make_plan
 from archsearch.train.position import read_position
 from archsearch.train.schedule import learning_rate, phases
@@ -224,6 +225,27 @@ def test_muon_is_for_hidden_matrices_only(tiny_spec: ArchSpec, data: TokenData, 
     trainer.update()
     update = (trainer.model.get_parameter("layers.0.ffn.w1.weight") - before["layers.0.ffn.w1.weight"]).detach()
     assert 0.1 * rate < update.square().mean().sqrt() < 0.4 * rate, "the size of AdamW's, 0.2 (arXiv 2502.16982)"
+
+
+def test_muon_in_fp32_is_torchs_to_the_rounding_of_bf16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rules: list[Any] = [
+        lambda matrices: MuonFp32(matrices, lr=0.01, weight_decay=0.1, momentum=0.95),
+        lambda matrices: torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+    ]
+    starts = [torch.randn(shape, generator=generator) for shape in ((24, 40), (40, 24), (16, 16))]
+    gradients = [[torch.randn(start.shape, generator=generator) for start in starts] for _ in range(3)]
+    moved = []
+    for rule in rules:
+        matrices = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = rule(matrices)
+        for some in gradients:
+            for matrix, gradient in zip(matrices, some, strict=True):
+                matrix.grad = gradient.clone()
+            optimizer.step()
+        moved.append([matrix.detach() - start for matrix, start in zip(matrices, starts, strict=True)])
+    for ours, torchs in zip(*moved, strict=True):
+        assert (ours - torchs).norm() < 0.02 * torchs.norm()
 
 
 @pytest.mark.slow
