@@ -65,7 +65,8 @@ static void report_start(Agent *agent) {
   put_string(line, agent->runtime->name);
   put(line, ", \"threads\": %lld, \"cores\": ", (long long)plan->threads);
   pin(plan->cores, plan->core_count, plan->threads, line);
-  put(line, ", \"allow_spinning\": %s, \"memory_arena\": %s", plan->allow_spinning ? "true" : "false", plan->memory_arena ? "true" : "false");
+  put(line, ", \"allow_spinning\": %s", plan->allow_spinning ? "true" : "false");
+  put(line, ", \"memory_arena\": %s", plan->memory_arena ? "true" : "false");
   put(line, ", \"huge_pages\": ");
   put_huge_pages(line);
   put(line, ", \"governor\": ");
@@ -275,7 +276,8 @@ static void measure_limits(Agent *agent) {
     }
     watch_look(&agent->watch, &agent->after);
     Line *line = event(agent, "limit", NULL);
-    put(line, ", \"limit\": \"%s\", \"threads\": %lld, \"amount\": %lld", limit.name, (long long)agent->plan.threads, (long long)limit.amount);
+    put(line, ", \"limit\": \"%s\", \"threads\": %lld", limit.name, (long long)agent->plan.threads);
+    put(line, ", \"amount\": %lld", (long long)limit.amount);
     put_samples(agent);
     put(line, ", \"method\": ");
     put_string(line, limit.method);

@@ -73,7 +73,8 @@ static bool bind_turn(Bound *bound, int turn, Failure *failure) {
   for (size_t i = 0; i < bound->output_count; i++) {
     const Output *output = &bound->outputs[i];
     OrtValue *value = written_to(output, turn);
-    OrtStatus *status = value ? api->BindOutput(binding, output->name, value) : api->BindOutputToDevice(binding, output->name, runtime->cpu);
+    OrtStatus *status = value ? api->BindOutput(binding, output->name, value)
+                              : api->BindOutputToDevice(binding, output->name, runtime->cpu);
     if (!ort_ok(runtime, status, failure)) return false;
   }
   return true;

@@ -25,14 +25,7 @@ _Noreturn void leave(const char *format, ...) __attribute__((format(printf, 1, 2
 void *need(size_t count, size_t size);
 char *need_text(const char *text);
 
-/* Room for one more element behind `count`: doubles when full. */
-#define GROW(items, count, room)                                             \
-  do {                                                                       \
-    if ((count) == (room)) {                                                 \
-      (room) = (room) ? 2 * (room) : 16;                                     \
-      (items) = need_resized((items), (room) * sizeof *(items));             \
-    }                                                                        \
-  } while (0)
+/* More room for what is there; NULL is nothing. */
 void *need_resized(void *old, size_t bytes);
 
 #endif

@@ -197,7 +197,8 @@ static void pause_for(double span_s) {
   while (nanosleep(&left, &left) != 0) continue;
 }
 
-void watch_settle(Watch *watch, double max_wait_s, double max_temperature_c, void (*waiting)(void *context), void *context, MachineState *state) {
+void watch_settle(Watch *watch, double max_wait_s, double max_temperature_c, void (*waiting)(void *context), void *context,
+                  MachineState *state) {
   double waited_s = 0;
   watch_look(watch, state);
   if (isnan(state->busy_other_share) && max_wait_s > 0) {

@@ -39,7 +39,8 @@ void watch_look(Watch *watch, MachineState *state);
 
 /* Look until the machine is neither busy nor hotter than `max_temperature_c`, or `max_wait_s` is over; `waiting` is called before every
    pause. Leaves the last look, with how long it took to get there. */
-void watch_settle(Watch *watch, double max_wait_s, double max_temperature_c, void (*waiting)(void *context), void *context, MachineState *state);
+void watch_settle(Watch *watch, double max_wait_s, double max_temperature_c, void (*waiting)(void *context), void *context,
+                  MachineState *state);
 
 void put_state(Line *line, const MachineState *state);
 

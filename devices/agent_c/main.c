@@ -16,7 +16,8 @@
 
 #include "agent.h"
 
-static const char USAGE[] = "agent: usage: agent [--version] [--runtime LIBRARY]; it is started by archsearch, which writes a plan to stdin";
+static const char USAGE[] =
+    "agent: usage: agent [--version] [--runtime LIBRARY]; it is started by archsearch, which writes a plan to stdin";
 
 /* The first line of stdin, without its end; `length` tells how long it is. NULL when stdin is empty. */
 static char *read_plan(size_t *length) {

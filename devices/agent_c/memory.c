@@ -60,6 +60,7 @@ bool model_fits(const char *model, Failure *failure) {
   int64_t available = available_bytes();
   if (available < 0 || files.bytes <= available) return true;
   return failed(failure,
-                "out of memory: the model alone takes %.0f MB and %.0f MB are available; close other programs, or measure fewer models at once",
+                "out of memory: the model alone takes %.0f MB and %.0f MB are available; "
+                "close other programs, or measure fewer models at once",
                 (double)files.bytes / 1e6, (double)available / 1e6);
 }

@@ -165,7 +165,9 @@ bool plan_read(char *text, size_t length, Plan *plan, Failure *failure) {
       {"timeout_s", false, &timeout_s}, /* the host's business */
       {"seed", false, &seed},
   };
-  *plan = (Plan){.threads = 1, .rounds = 3, .warmup_runs = 2, .min_runs = 5, .min_time_ns = 100000000, .max_wait_s = 2.0, .max_temperature_c = 90.0};
+  *plan = (Plan){.threads = 1, .rounds = 3, .warmup_runs = 2, .min_runs = 5, .min_time_ns = 100000000};
+  plan->max_wait_s = 2.0;
+  plan->max_temperature_c = 90.0;
   const JsonValue *object = json_parse(text, length, failure);
   int choice = FOR_LATENCY;
   if (!object || !json_take(object, "the plan", fields, COUNT(fields), failure) || !is_array(cases, "cases", failure)) return false;

@@ -33,15 +33,18 @@ OrtSession *runtime_load(const Runtime *runtime, const Plan *plan, const char *p
   const OrtApi *api = runtime->api;
   OrtSessionOptions *options = NULL;
   OrtSession *session = NULL;
+  const char *spinning = plan->allow_spinning ? "1" : "0";
   if (!ort_ok(runtime, api->CreateSessionOptions(&options), failure)) return NULL;
   bool loaded = ort_ok(runtime, api->SetIntraOpNumThreads(options, (int)plan->threads), failure) &&
                 ort_ok(runtime, api->SetInterOpNumThreads(options, 1), failure) &&
                 ort_ok(runtime, api->SetSessionExecutionMode(options, ORT_SEQUENTIAL), failure) &&
                 (plan->memory_arena || ort_ok(runtime, api->DisableCpuMemArena(options), failure)) &&
                 ort_ok(runtime, api->SetSessionLogSeverityLevel(options, ORT_LOG_ERRORS), failure) &&
-                ort_ok(runtime, api->AddSessionConfigEntry(options, "session.intra_op.allow_spinning", plan->allow_spinning ? "1" : "0"), failure) &&
-                ort_ok(runtime, model ? api->CreateSessionFromArray(runtime->env, model, bytes, options, &session)
-                                      : api->CreateSession(runtime->env, path, options, &session), failure);
+                ort_ok(runtime, api->AddSessionConfigEntry(options, "session.intra_op.allow_spinning", spinning), failure) &&
+                ort_ok(runtime,
+                       model ? api->CreateSessionFromArray(runtime->env, model, bytes, options, &session)
+                             : api->CreateSession(runtime->env, path, options, &session),
+                       failure);
   api->ReleaseSessionOptions(options);
   return loaded ? session : NULL;
 }
