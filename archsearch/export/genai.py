@@ -91,7 +91,7 @@ class GenaiDecoder(Decoder):
 
     def start(self, positions: int) -> None:
         parameters = self._library.GeneratorParams(self.model)
-        parameters.set_search_options(max_length=positions + 1, do_sample=False)
+        parameters.set_search_options(max_length=positions, do_sample=False)
         self._generator = self._library.Generator(self.model, parameters)
 
     def step(self, ids: Sequence[int]) -> Logits:

@@ -117,3 +117,7 @@ def test_logits_that_differ_and_other_tokens_are_caught(plain, tmp_path, monkeyp
     StandIn.scale, StandIn.extra = 1.0, (1,)
     with pytest.raises(ParityError, match="tokenizer gives other tokens"):
         genai.check_genai(folder, plain_decoder, spec, tokenizer, 64, 64)
+
+
+def test_a_context_that_has_just_room_for_the_check(plain, tmp_path):
+    assert export_onnx(plain, tmp_path / "out", "int8", max_context=128).holds
