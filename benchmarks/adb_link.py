@@ -43,7 +43,7 @@ def main() -> None:
         place = Path(directory)
         cases = tuple(_cases(place))
         bundle = options.bundle or python_bundle(place / "bundle")
-        plan = RunPlan(cases=cases, rounds=options.rounds, min_time_ns=int(options.min_time_ms * 1e6), max_wait_s=5.0)
+        plan = RunPlan(cases=cases, rounds=options.rounds, min_time_ns=int(options.min_time_ms * 1e6), max_wait_s=1.0)
         direct: Device = LocalDevice((str(bundle / "agent"),))
         # Both on the same core; a phone's habits must not choose another here.
         phone_device = PhoneDevice(f"adb:{phone.address}", lambda abis: Bundle.read(bundle))
