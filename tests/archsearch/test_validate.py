@@ -186,6 +186,7 @@ def test_a_curve_tells_what_was_known_earlier() -> None:
     assert at_share(slow, 0.01, 100) == -0.2
 
 
+@pytest.mark.slow
 def test_the_supernet_shares_weights_and_learns() -> None:
     layouts = draw(Space.from_dict(SPACE), 6, 1024, equal=False)
     supernet = TextSupernet(layouts, context=1024, one_ffn=True)

@@ -91,6 +91,7 @@ def test_a_training_of_another_version_is_left_to_others(tmp_path: Path, monkeyp
     assert queue.take() is not None
 
 
+@pytest.mark.slow
 def test_what_a_dead_worker_had_is_tried_once_more_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}", heartbeat_s=1)
@@ -272,6 +273,7 @@ def test_processes_of_one_machine_share_sqlite(tmp_path: Path) -> None:
     assert json.loads(text)["failed"] == 0
 
 
+@pytest.mark.slow
 def test_mistakes_of_the_worker_command_are_one_line(tmp_path: Path) -> None:
     refused = run_command("worker", "postgresql://nobody:secret@127.0.0.1:1/none")
     assert refused.status == 1
