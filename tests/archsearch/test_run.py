@@ -120,7 +120,7 @@ def test_the_search_document(finished: tuple[Path, Outcome]) -> None:
     assert search["unreachable"] == {}
     assert 1 <= len(search["front"]) <= LAYOUTS
     for point in search["front"]:
-        assert set(point) == {"spec", "spec_id", "quality", "costs", "evidence"}
+        assert set(point) == {"spec", "spec_id", "quality", "costs", "evidence", "trained"}
         assert ArchSpec.from_dict(point["spec"]).spec_id == point["spec_id"]
         assert ArchSpec.read(run / "front" / f"{point['spec_id']}.toml").spec_id == point["spec_id"]
     assert search["best"] in search["front"]
