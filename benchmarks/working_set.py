@@ -1,12 +1,13 @@
 """How much colder is a block in a larger model? Chains of several lengths, mixed models, and a law that joins them.
 
-A decode step walks through all weights and caches of a model, so what the caches of the processor still hold from the step before
-depends on the bytes W of the whole walk, not of the block. The law: a byte costs `p(W)` more than in a walk that fits, equal for all blocks,
+A decode step walks through all weights and caches of a model, so what the processor's caches still hold from the step before depends on
+the bytes W of the whole walk, not on the block's. The law: a byte costs `p(W)` more than in a walk that fits, the same for all blocks,
 
-    T(model) = sum of warm blocks + W * p(W),        p(W) = (time a copy in a chain that walks W - least time a copy) / bytes of a copy,
+    T(model) = sum of warm blocks + W * p(W)
+    p(W)     = (time a copy in a chain that walks W - least time a copy) / bytes of a copy
 
-with p read off one kind of block (`--curve`) in chains of growing length, and every other block and the head measured once. Prints the errors of
-mixed models beside those of the plain sum of chains as deep as the model.
+with p read off one kind of block (`--curve`) in chains of growing length, and every other block and the head measured once. Prints the
+errors of mixed models beside those of the plain sum of chains as deep as the model.
 
     python benchmarks/working_set.py [--hidden 512] [--precision int4] [--threads 1] [--context 1024] [--layers 12] [--rounds 5]
 """
@@ -87,7 +88,9 @@ def main() -> None:
 
 def mixed(conv: BlockSpec, gqa: BlockSpec, attention: int, depth: int, dims: ModelDims) -> Subject:
     """A whole model with that many attention layers."""
-    return Subject(blocks=(gqa,) * attention + (conv,) * (depth - attention), dims=dims, vocab_size=VOCABULARY, label=f"{attention} attention")
+    return Subject(
+        blocks=(gqa,) * attention + (conv,) * (depth - attention), dims=dims, vocab_size=VOCABULARY, label=f"{attention} attention"
+    )
 
 
 def touched(block: BlockSpec, dims: ModelDims, workload: Workload) -> int:
