@@ -49,7 +49,8 @@ def _arrange() -> None:
     def place(known: CommandInfo | TyperInfo) -> tuple[str, int]:
         return places[str(known.name or getattr(known.callback, "__name__", ""))]
 
-    for known in (*app.registered_commands, *app.registered_groups):
+    registered: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for known in registered:
         known.rich_help_panel = place(known)[0]
     app.registered_commands.sort(key=lambda known: place(known)[1])
 
