@@ -51,7 +51,7 @@ def open_device(device_id: str) -> Device:
         from devices.adb.device import PhoneDevice
 
         return PhoneDevice(device_id, find_bundle)
-    if re.fullmatch(r"cuda:\d+", device_id):
-        raise UnknownDeviceError(f"{device_id}: measuring on GPUs is not part of this version; `archsearch devices` lists what there is")
     known = ", ".join(info.device_id for info in list_devices())
+    if re.fullmatch(r"cuda:\d+", device_id):
+        raise UnknownDeviceError(f"{device_id}: measuring on GPUs is not part of this version; there are: {known}")
     raise UnknownDeviceError(f"{device_id!r} is no device; one is named local, adb:SERIAL, adb:HOST:PORT or cuda:0; there are: {known}")
