@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,9 @@ from archsearch.errors import StoreError
 
 RETRIES = 1
 """A trial whose worker was killed is tried once more: what kills two workers may be the trial itself."""
+
+OPENINGS = 8
+"""Attempts to open a storage whose tables others are making at the same moment."""
 
 
 def study_url(run_dir: Path, storage: str | None) -> str:
@@ -57,13 +62,28 @@ def open_storage(url: str, *, heartbeat_s: int | None = None, grace_s: int | Non
         if not url.startswith("sqlite"):
             # Idle connections are what a server with a thousand workers runs out of: ask whether one still works, keep few.
             pool = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4, "pool_recycle": 300}
-            return optuna.storages.RDBStorage(with_driver(url), engine_kwargs=pool, **options)
+            return _database(with_driver(url), engine_kwargs=pool, **options)
         if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}}, **options)
+        storage = _database(url, engine_kwargs={"connect_args": {"timeout": 60}}, **options)
         event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
         return storage
+
+
+def _database(url: str, **options: Any) -> Any:
+    """The storage, its tables made where there are none. Where two processes make them at once, one fails, and finds them made."""
+    import optuna
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+
+    for left in reversed(range(OPENINGS)):
+        try:
+            return optuna.storages.RDBStorage(url, **options)
+        except DBAPIError as error:
+            if not left or not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
