@@ -34,6 +34,8 @@ OWN = {"data", "dev", "proc", "sys", "system", "lost+found"}
 
 
 def main() -> None:
+    # Hanging up is how adbd ends a command; started under nohup, or by a CI that ignores it, the phone would ignore it too.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     root = Path(config["root"])
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
