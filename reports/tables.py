@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports.figures.chart import Table
 from reports.rows import BudgetRow, Report, SeriesRow
-from reports.text import count, metric_name, percent, significant, with_unit
+from reports.text import count, metric_name, percent, sentence, significant, with_unit
 
 
 def budgets_table(report: Report) -> Table | None:
@@ -24,7 +24,7 @@ def budgets_table(report: Report) -> Table | None:
         )
         rows.append(
             (
-                metric_name(row.metric).capitalize(),
+                sentence(metric_name(row.metric)),
                 with_unit(row.limit, row.unit),
                 with_unit(row.predicted, row.unit),
                 with_unit(row.measured, row.unit),

@@ -77,13 +77,21 @@ def plural(number: int, noun: str) -> str:
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
+def sentence(words: str) -> str:
+    """With a capital first letter; the rest, a device's name say, as it is."""
+    return words[:1].upper() + words[1:]
+
+
 def listed(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
 def metric_name(metric: str) -> str:
-    """ "decode_ms@4096" in words: "decode at 4,096 tokens"."""
+    """ "decode_ms@4096" in words: "decode at 4,096 tokens"; of another device, "adb:X/decode_ms@4096", with "on adb:X"."""
+    device, _, own = metric.rpartition("/")
+    if device:
+        return f"{metric_name(own)} on {device}"
     kind, _, at = metric.partition("@")
     words = {"decode_ms": "decode", "prefill_ms": "prefill", "memory_mb": "memory"}.get(kind, kind.replace("_", " "))
     if not at.isdigit():
@@ -92,7 +100,7 @@ def metric_name(metric: str) -> str:
 
 
 def metric_unit(metric: str) -> str:
-    return UNITS.get(metric.partition("@")[0], "")
+    return UNITS.get(metric.rpartition("/")[2].partition("@")[0], "")
 
 
 def workload_name(workload: str) -> str:

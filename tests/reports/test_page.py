@@ -15,6 +15,7 @@ import pytest
 
 from reports.page import plotly_gzip, render
 from reports.rows import Cell, Report
+from reports.text import metric_name, metric_unit, sentence
 from tests.reports.sample import sample_report
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>"\'`&{{ 7 * 7 }}'
@@ -233,3 +234,9 @@ def test_long_names_of_operators_are_cut_in_strips_only(report: Report) -> None:
 def test_infinite_numbers_are_refused(report: Report) -> None:
     with pytest.raises(ValueError, match="JSON"):
         render(replace(report, operators=tuple(replace(row, high_ms=math.inf) for row in report.operators)))
+
+
+def test_a_metric_of_another_device_is_named_with_it() -> None:
+    assert metric_name("adb:R5CT1/decode_ms@4096") == "decode at 4,096 tokens on adb:R5CT1"
+    assert metric_unit("adb:R5CT1/decode_ms@4096") == metric_unit("decode_ms@4096") == "ms"
+    assert sentence(metric_name("adb:R5CT1/decode_ms@4096")) == "Decode at 4,096 tokens on adb:R5CT1"
