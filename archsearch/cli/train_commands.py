@@ -41,6 +41,19 @@ def train(
     log: Annotated[
         list[str] | None, typer.Option("--log", metavar="NAME", help="tensorboard or trackio, beside metrics.jsonl; may be repeated.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="Learn from a causal LM of transformers too: a folder, or a hub name.")
+    ] = None,
+    teacher_weight: Annotated[
+        float, typer.Option("--teacher-weight", metavar="W", help="Share of the loss that is the divergence from the teacher.")
+    ] = 0.5,
+    teacher_top_k: Annotated[int, typer.Option("--teacher-top-k", metavar="K", help="Tokens of its distribution that are kept.")] = 32,
+    teacher_temperature: Annotated[
+        float, typer.Option("--teacher-temperature", metavar="T", help="Above 1: the unlikely ones among them count for more.")
+    ] = 1.0,
+    cache_teacher: Annotated[
+        bool, typer.Option("--cache-teacher", help="Keep on disk what it says, for other trainings on the same batches.")
+    ] = False,
     optimizer: Annotated[
         Literal["adamw", "muon"], typer.Option("--optimizer", help="muon: for the hidden matrices, AdamW for the rest.")
     ] = "adamw",
@@ -79,6 +92,11 @@ def train(
         dtype=dtype,
         compile=compile_layers,
         max_spike=max_spike,
+        teacher=teacher,
+        teacher_weight=teacher_weight,
+        teacher_top_k=teacher_top_k,
+        teacher_temperature=teacher_temperature,
+        cache_teacher=cache_teacher,
     )
     given = None if tokenizer is None else read_tokenizer(tokenizer, vocab_size=spec.vocab_size)
     loggers = [open_logger(name, out) for name in log or ()]

@@ -64,6 +64,10 @@ class Tokenizer:
         """Text with the special tokens written out; bytes that are no UTF-8 (a cut character) become U+FFFD."""
         return str(self._inner.decode(list(ids), skip_special_tokens=False))
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, specials included, and its id."""
+        return dict(self._inner.get_vocab(with_added_tokens=True))
+
     def to_json(self) -> str:
         """The content of a tokenizer.json."""
         return str(self._inner.to_str())

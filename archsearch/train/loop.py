@@ -28,6 +28,7 @@ from archsearch.train.samples import write_samples
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import TrainPlan, TrainSettings, plan_steps
 from archsearch.train.stops import BadUpdate, NonFinite, SpikeWatch
+from archsearch.train.teacher import lesson_cache, open_teacher, teacher_tokenizer
 from archsearch.train.trainer import Trainer, threads
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,8 @@ def train(
         settings: on a resume, what differs from the defaults must be as it was.
         resume: go on with the training in `out`, to the weights that it would have had without the interruption.
         text_field: the field of JSON lines, or column of Parquet, that holds the text.
-        tokenizer: instead of one trained on the training text.
-        cache_dir: where tokens are kept; by default the user's cache folder.
+        tokenizer: instead of the teacher's, or of one trained on the training text.
+        cache_dir: where tokens, and what a teacher says, are kept; by default the user's cache folder.
         progress: told how far the text is prepared, before the first event.
 
     Raises:
@@ -87,9 +88,13 @@ def train(
         if tokens.fingerprint != plan.data_fingerprint:
             where = ", ".join(map(str, corpus.sources)) or "this Python's standard library"
             raise CheckpointError(f"{out}: was trained on other text than {where} holds now; bring that back, or train into another --out")
+        if plan.teacher is not None and open_teacher(plan.teacher, tokens.tokenizer, plan.device).fingerprint() != plan.teacher_fingerprint:
+            raise CheckpointError(f"{out}: was begun with another teacher than {plan.teacher} is now; bring that back, or train anew")
     else:
         checkpoint = None
         _refuse_occupied(out, spec)
+        if settings.teacher is not None:
+            tokenizer = tokenizer or teacher_tokenizer(settings.teacher)
         corpus = open_corpus(data, text_field=text_field, cache_dir=cache_dir, progress=progress)
         tokens = prepare(corpus, spec.vocab_size, tokenizer=tokenizer, cache_dir=cache_dir, progress=progress)
         with threads(settings.threads):
@@ -97,7 +102,7 @@ def train(
             plan = make_plan(spec, tokens, settings, seconds_left=left)
         position = Position()
     with threads(plan.threads):
-        session = _Session(spec, tokens, plan, position, out, settings, began)
+        session = _Session(spec, tokens, plan, position, out, settings, cache_dir, began)
         if checkpoint:
             session.trainer.load(checkpoint)
         try:
@@ -117,10 +122,18 @@ class _Session:
     """One run of the loop, from wherever the training stands to its end."""
 
     def __init__(
-        self, spec: ArchSpec, data: TokenData, plan: TrainPlan, position: Position, out: Path, settings: TrainSettings, began: float
+        self,
+        spec: ArchSpec,
+        data: TokenData,
+        plan: TrainPlan,
+        position: Position,
+        out: Path,
+        settings: TrainSettings,
+        cache_dir: Path | None,
+        began: float,
     ) -> None:
         self.spec, self.data, self.plan, self.position, self.out = spec, data, plan, position, out
-        self.trainer = Trainer(spec, data, plan)
+        self.trainer = Trainer(spec, data, plan, lessons_in=lesson_cache(cache_dir) if settings.cache_teacher else None)
         self.trainer.spikes = SpikeWatch(settings.max_spike, position.recent_losses)
         self.save_every_seconds = settings.save_every_seconds
         self.saved_at, self.save_seconds = time.monotonic(), 0.0

@@ -25,6 +25,7 @@ from archsearch.train.settings import (
     evaluation_steps,
     plan_steps,
 )
+from archsearch.train.teacher import open_teacher
 from archsearch.train.trainer import Trainer, fastest_dtype
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         seconds_left: of the time budget, if not all of it.
 
     Raises:
-        InputError: too little text for the sequence length, an operator that cannot keep documents apart where it should, or
-            no compiler where one is needed.
+        InputError: too little text for the sequence length, an operator that cannot keep documents apart where it should, no
+            compiler where one is needed, or a teacher that cannot be loaded or has another vocabulary.
     """
     parameters = _parameters(spec)
     if settings.isolate_documents:
@@ -77,10 +78,16 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         isolate_documents=settings.isolate_documents,
         optimizer=settings.optimizer,
         compile=settings.compile,
+        teacher=settings.teacher,
+        teacher_weight=settings.teacher_weight,
+        teacher_top_k=settings.teacher_top_k,
+        teacher_temperature=settings.teacher_temperature,
         device=device,
         dtype=settings.dtype or fastest_dtype(spec.hidden_size, device),
         max_seconds=settings.max_seconds,
     )
+    if settings.teacher is not None:
+        draft = replace(draft, teacher_fingerprint=_checked_teacher(settings, data, device, sequence))
     if settings.max_seconds is None:
         tokens = settings.tokens or min(TOKENS_PER_PARAMETER * parameters, len(data.training))
     else:
@@ -133,6 +140,18 @@ def _eval_tokens(tokens: int, sequence: int) -> int:
 
 def _parameters(spec: ArchSpec) -> int:
     return sum(parameter.numel() for parameter in _weightless(spec).parameters())
+
+
+def _checked_teacher(settings: TrainSettings, data: TokenData, device: str, sequence: int) -> str:
+    """The teacher's fingerprint, once it is known to fit."""
+    assert settings.teacher is not None
+    teacher = open_teacher(settings.teacher, data.tokenizer, device)
+    if teacher.longest is not None and teacher.longest < sequence:
+        sees = f"sees {teacher.longest} tokens at once"
+        raise InputError(f"{settings.teacher}: {sees}, fewer than a sequence of {sequence}; shorten --sequence")
+    if settings.teacher_top_k >= data.tokenizer.vocab_size:
+        raise InputError(f"teacher_top_k: must be below the vocabulary of {data.tokenizer.vocab_size}, got {settings.teacher_top_k}")
+    return teacher.fingerprint()
 
 
 def _refuse_leaks(spec: ArchSpec) -> None:

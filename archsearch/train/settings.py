@@ -50,6 +50,16 @@ class TrainSettings:
     """Of matrix products; by default bf16 where this machine is measured to multiply faster with it."""
     compile: bool = False
     """Compile the layers with torch.compile: a wait at the start, faster updates after it."""
+    teacher: str | None = None
+    """A causal language model of transformers to learn from beside the text: a folder, or a name on the hub."""
+    teacher_weight: float = 0.5
+    """Share of the loss that is the divergence from the teacher; the rest is the cross-entropy of the text."""
+    teacher_top_k: int = 32
+    """Tokens of the teacher's distribution that are kept; the others count as one."""
+    teacher_temperature: float = 1.0
+    """Above 1, unlikely tokens among the kept ones count for more."""
+    cache_teacher: bool = False
+    """Keep what the teacher says on disk, for a resume or another training on the same batches. A resume may change it."""
     max_spike: float = 3.0
     """Nats that a loss may lie above the median of the last updates before the training stops; 0 for no limit. A resume may change it."""
     threads: int | None = None
@@ -74,6 +84,11 @@ class TrainSettings:
                 raise InputError(f"{name}: must be above 0, got {value}")
         if self.evaluations < 2:
             raise InputError(f"evaluations: must be at least 2 (before and after), got {self.evaluations}")
+        if not 0 < self.teacher_weight <= 1 or not 0 < self.teacher_temperature < math.inf or self.teacher_top_k < 1:
+            raise InputError(
+                "teacher: teacher_weight must be above 0 and at most 1, teacher_temperature above 0, teacher_top_k at least 1; got "
+                f"{self.teacher_weight:g}, {self.teacher_temperature:g} and {self.teacher_top_k}"
+            )
         for name in ("sample_tokens", "save_every_seconds", "seed", "max_spike"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}: must not be negative, got {getattr(self, name)}")
@@ -121,6 +136,11 @@ class TrainPlan:
     isolate_documents: bool = False
     optimizer: OptimizerName = "adamw"
     compile: bool = False
+    teacher: str | None = None
+    teacher_fingerprint: str | None = None
+    teacher_weight: float = 0.5
+    teacher_top_k: int = 32
+    teacher_temperature: float = 1.0
     device: str = "cpu"
     dtype: Dtype = "fp32"
     max_seconds: float | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from archsearch.checkpoint import MODEL, OPTIMIZER, WAY_OUT, Checkpoint
 from archsearch.data import TokenData
@@ -18,17 +18,23 @@ from archsearch.errors import CheckpointError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train.allocator import keep_freed_memory
+from archsearch.train.distillation import TopK, linear_distillation
 from archsearch.train.optimizers import UpdateRule
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import Dtype, TrainPlan
 from archsearch.train.stops import NonFinite, SpikeWatch
+from archsearch.train.teacher import Lessons, open_teacher
 from operators.documents import Documents
 
 
 class Trainer:
     """Everything an update needs. `step` counts the updates made; it, the plan and the tensors decide all that follows."""
 
-    def __init__(self, spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    def __init__(self, spec: ArchSpec, data: TokenData, plan: TrainPlan, *, lessons_in: Path | None = None) -> None:
+        """
+        Args:
+            lessons_in: where what a teacher says is kept; by default nowhere.
+        """
         self.plan = plan
         self.step = 0
         self.end_of_document = data.tokenizer.end_of_document
@@ -36,6 +42,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             self.model = LanguageModel(spec).to(plan.device)
+        self.objective = Objective(self.model, plan)
+        self.lessons: Lessons | None = None
+        if plan.teacher is not None:
+            self.lessons = Lessons(open_teacher(plan.teacher, data.tokenizer, plan.device), plan, lessons_in)
         self.optimizer = UpdateRule(self.model, plan)
         self.spikes = SpikeWatch()
         if plan.device == "cpu":
@@ -72,12 +82,15 @@ class Trainer:
     def _backward(self, ids_BT: Tensor) -> float:
         """Accumulate gradients of the mean loss over the batch, a micro-batch at a time."""
         total = 0.0
-        for part_BT in torch.split(ids_BT, self.plan.micro_batch):
+        for number, part_BT in enumerate(torch.split(ids_BT, self.plan.micro_batch)):
+            inputs_BT, share = part_BT[:, :-1], len(part_BT) / len(ids_BT)
+            documents = documents_of(inputs_BT, self.plan, self.end_of_document)
+            lesson = self.lessons.of(f"{self.step:08}-{number:03}", inputs_BT, documents) if self.lessons else None
             with autocast(self.plan):
-                documents = documents_of(part_BT[:, :-1], self.plan, self.end_of_document)
-                loss = self.model.loss(part_BT[:, :-1], part_BT[:, 1:], documents) * (len(part_BT) / len(ids_BT))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+                loss, cross_entropy = self.objective(inputs_BT, part_BT[:, 1:], documents, lesson)
+                loss = loss * share
+            loss.backward()
+            total += cross_entropy.item() * share
         return total
 
     def write(self, folder: Path) -> None:
@@ -105,6 +118,24 @@ class Trainer:
         except KeyError as error:
             raise CheckpointError(f"{checkpoint.path / OPTIMIZER}: has no fitting {error.args[0]}; {WAY_OUT}") from error
         self.step = checkpoint.step
+
+
+class Objective(nn.Module):
+    """What is minimised: (loss, cross-entropy of the text), means in nats a token; the same without a teacher."""
+
+    def __init__(self, model: LanguageModel, plan: TrainPlan) -> None:
+        super().__init__()
+        self.model, self.weight, self.temperature = model, plan.teacher_weight, plan.teacher_temperature
+
+    def forward(
+        self, ids_BT: Tensor, targets_BT: Tensor, documents: Documents | None = None, lesson: TopK | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if lesson is None:
+            loss = self.model.loss(ids_BT, targets_BT, documents)
+            return loss, loss.detach()
+        x_BTD, _ = self.model.hidden(ids_BT, documents=documents)
+        head_VD, targets_N = self.model.head_weight_VD, targets_BT.flatten()
+        return linear_distillation(x_BTD.flatten(0, 1), head_VD, targets_N, lesson, temperature=self.temperature, weight=self.weight)
 
 
 def documents_of(ids_BT: Tensor, plan: TrainPlan, end_of_document: int) -> Documents | None:
