@@ -8,8 +8,10 @@ lies beside the weights (`export/modeling_archsearch.py`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from archsearch.errors import NoCounterpartError
@@ -292,3 +294,17 @@ def _ffn_width(config: Mapping[str, Any]) -> int | None:
     width = int(2 * width / 3)
     multiple = config.get("block_multiple_of") or 256
     return int(multiple * -(-int(float(config.get("block_ffn_dim_multiplier", 1.0)) * width) // multiple))
+
+
+def hf_loader(name: Path | str) -> Any:
+    """The class whose `from_pretrained` reads a model: this package's for our own exports, whatever code lies beside them; else
+    `AutoModelForCausalLM`, to be called with `trust_remote_code=False`, so that nobody is asked on the terminal.
+    """
+    config = Path(name) / "config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "archsearch":
+        from archsearch.export.modeling_archsearch import ArchsearchForCausalLM
+
+        return ArchsearchForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM

@@ -88,13 +88,13 @@ def _run(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
-        return _end(arguments, "interrupted; the same command goes on where it stopped", 1)
+        return _end(arguments, _interrupted(arguments), 1)
     except Exception as error:
         if _is_usage_error(error):
             error.show()  # type: ignore[attr-defined]
             return 2
         if isinstance(error, typer.Abort):
-            return _end(arguments, "interrupted; the same command goes on where it stopped", 1)
+            return _end(arguments, _interrupted(arguments), 1)
         if Settings.debug:
             import traceback
 
@@ -106,6 +106,11 @@ def _run(arguments: list[str]) -> int:
                 return _end(arguments, f"unexpected {kind}: {error}; please report it with the output of `archsearch --debug ...`", 1)
             return 1
         return _end(arguments, *known, error=error)
+
+
+def _interrupted(arguments: list[str]) -> str:
+    again = "the same command with --resume" if "train" in arguments[:2] and "--resume" not in arguments else "the same command"
+    return f"interrupted; {again} goes on where it stopped"
 
 
 def _is_usage_error(error: BaseException) -> bool:

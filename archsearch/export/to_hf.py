@@ -21,7 +21,7 @@ from archsearch.errors import ParityError, RunError
 from archsearch.export.hf_tokenizer import write_hf_tokenizer
 from archsearch.export.place import place
 from archsearch.files import write_atomic
-from archsearch.hf import MAX_POSITIONS, MODELING, lfm_reasons, to_hf_config, to_hf_name
+from archsearch.hf import MAX_POSITIONS, MODELING, hf_loader, lfm_reasons, to_hf_config, to_hf_name
 from archsearch.parity import DECODE, PROMPT, SAMPLE, Logits, ParityReport, Weights, build, measure_parity
 from archsearch.spec import ArchSpec
 
@@ -123,13 +123,9 @@ class HfDecoder:
         """
         from transformers import AutoModelForCausalLM
 
-        loader: Any = AutoModelForCausalLM
         with _quiet():
-            if not ours and json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "archsearch":
-                from archsearch.export.modeling_archsearch import ArchsearchForCausalLM as loader
-            loaded: Any = loader.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **({"trust_remote_code": True} if ours else {})
-            )
+            loader = AutoModelForCausalLM if ours else hf_loader(folder)
+            loaded: Any = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours)
         self.model, loading = loaded
         wrong = {what: sorted(map(str, names)) for what, names in loading.items() if names}
         if wrong:

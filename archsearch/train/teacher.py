@@ -17,6 +17,7 @@ from torch import Tensor
 from archsearch.data import Tokenizer, read_tokenizer
 from archsearch.errors import FileFormatError, InputError
 from archsearch.files import write_atomic
+from archsearch.hf import hf_loader
 from archsearch.train.distillation import TopK
 from archsearch.train.settings import TrainPlan
 from operators.documents import Documents
@@ -127,12 +128,11 @@ def lesson_cache(cache_dir: Path | None) -> Path:
 
 
 def _load(name: str, device: str) -> Any:
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        from transformers import AutoModelForCausalLM
+        model: Any = hf_loader(name).from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except ModuleNotFoundError as error:
         raise InputError(f"{name}: a teacher needs the package 'transformers'; install it with: pip install 'archsearch[hf]'") from error
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     except Exception as error:  # transformers raises many kinds
         raise InputError(f"{name}: cannot be loaded as a teacher: {_first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False)

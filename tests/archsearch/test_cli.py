@@ -15,6 +15,7 @@ import pytest
 from command_line import ENVIRONMENT, Outcome, command, run_command
 
 from archsearch import __version__
+from archsearch.cli import main
 from archsearch.cli.tables import count, interval, milliseconds
 from archsearch.spec import ArchSpec
 
@@ -259,3 +260,24 @@ def test_the_terminal_width_is_not_assumed() -> None:
     )
     assert narrow.returncode == 0
     assert max(map(len, narrow.stdout.splitlines())) <= 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "s.toml"], "the same command with --resume goes on"),
+        (["train", "s.toml", "--resume"], "interrupted; the same command goes on"),
+        (["profile", "s.toml"], "interrupted; the same command goes on"),
+    ],
+)
+def test_an_interrupt_names_the_command_that_goes_on(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("archsearch.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    assert says in capsys.readouterr().err

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from archsearch.checkpoint import Checkpoint
 from archsearch.data import TokenData, open_corpus, prepare, train_tokenizer
 from archsearch.errors import CheckpointError, InputError
+from archsearch.export import export
+from archsearch.hf import MODELING
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train import Finished, Step, TrainSettings, read_metrics, train
@@ -300,3 +302,21 @@ def test_without_a_teacher_nothing_changes(tiny_spec: ArchSpec, data: TokenData)
     expected = LanguageModel.loss(trainer.model, ids[:, :-1], ids[:, 1:])
     assert trainer.objective(ids[:, :-1], ids[:, 1:])[0].item() == expected.item()
     assert trainer.lessons is None
+
+
+def test_our_own_export_teaches_and_the_code_beside_it_is_not_run(
+    tiny_spec: ArchSpec, data: TokenData, texts: Path, cache: Path, tmp_path: Path
+) -> None:
+    *_, finished = train(tiny_spec, [texts], tmp_path / "checkpoint", settings=SETTINGS, tokenizer=data.tokenizer, cache_dir=cache)
+    assert isinstance(finished, Finished)
+    export(tmp_path / "checkpoint", tmp_path / "teacher", "hf")
+    (tmp_path / "teacher" / MODELING).write_text("raise SystemExit('was run')")
+    teacher = Teacher(str(tmp_path / "teacher"), data.tokenizer, "cpu")
+    ids_BT = torch.from_numpy(data.batches(32, 2, 0).at(0))
+    model = LanguageModel(tiny_spec)
+    model.load_weights(Checkpoint.open(tmp_path / "checkpoint").weights())
+    with torch.no_grad():
+        expected = TopK.of(model(ids_BT)[0].flatten(0, 1), 4)
+    ids_NK, log_p_NK, _ = teacher.look(ids_BT, 4)
+    assert torch.equal(ids_NK, expected.ids_NK)
+    torch.testing.assert_close(log_p_NK.float(), expected.log_p_NK, rtol=1e-3, atol=1e-3)
