@@ -107,24 +107,24 @@ def costs_info(report: Report) -> CostsInfo | None:
     )
 
 
+COSTS_VIEW = "Costs of every layout"
+
+
 def designs_chart(report: Report) -> Chart | None:
     infos = [info for quality in QUALITIES if (info := pareto_info(report, quality)) is not None]
     costs = costs_info(report)
     views = [View(label=info.quality.label, figure=plot(info, report)) for info in infos]
     if costs is not None:
-        views.append(View(label="Costs of every layout", figure=plot_costs(costs, report)))
+        views.append(View(label=COSTS_VIEW, figure=plot_costs(costs, report)))
     if not views:
         return None
     trained = sum(row.trained for row in report.designs)
     over = sum(not row.feasible for row in report.designs)
+    known = f"Quality is known of the {trained} trained as small copies; the view “{COSTS_VIEW}” has all. " if costs else ""
     caption = (
-        f"{plural(len(report.designs), 'layout')} shown, {trained} of them trained as small copies; {metric_name(report.latency_metric)} "
-        f"and memory are predicted from the measured blocks. Grey: over a budget ({over}). "
-        + (
-            "Orange: the best quality at or below each latency. Ring: the chosen layout."
-            if infos
-            else "The quality of none of them was measured."
-        )
+        f"{metric_name(report.latency_metric).capitalize()} and memory of {plural(len(report.designs), 'layout')}, "
+        f"predicted from the measured blocks. Grey: over a budget ({over}). "
+        + (known + "Orange: the best quality at or below each latency. Ring: the chosen layout." if infos else "No quality was measured.")
     )
     return Chart(
         key="designs",
