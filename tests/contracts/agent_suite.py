@@ -46,13 +46,21 @@ def rounds(found: list[Event]) -> list[tuple[str, int]]:
 
 
 def agents() -> list[psutil.Process]:
-    """The programs that this process has started on this machine and that still run; not the helpers of other tests' workers."""
+    """The programs that this process has started on this machine and that still run.
+
+    Not the helpers of other tests' workers, nor what runs on a phone for tests, which has namespaces of its own.
+    """
     found = []
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE and not any("multiprocessing" in word for word in process.cmdline()):
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+            helper = any("multiprocessing" in word for word in process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and not helper and _namespace(process.pid) == _namespace(os.getpid()):
                 found.append(process)
     return found
+
+
+def _namespace(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/user")
 
 
 def gone(process: psutil.Process) -> bool:
