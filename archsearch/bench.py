@@ -29,7 +29,7 @@ from archsearch.cases import (
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.emulated import refuse
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.estimate import round_times, summary
+from archsearch.estimate import row_summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.series import stored
@@ -337,7 +337,7 @@ class _Bench:
             if not rows[key].rounds:
                 return None
             count = counts[subject.blocks[0]] if subject.blocks else 1
-            now += count * summary(round_times(rows[key])).value
+            now += count * row_summary(rows[key]).value
         return now / float(predicted.value)
 
 
@@ -346,4 +346,4 @@ def measured_fields(row: Row) -> dict[str, Any]:
     if not row.rounds:
         return {"measured_ms": None, "measured_p95_ms": None}
     samples = np.concatenate(list(row.rounds.values())) / row.copies
-    return {"measured_ms": summary(round_times(row)).value, "measured_p95_ms": float(np.percentile(samples, 95)) / 1e6}
+    return {"measured_ms": row_summary(row).value, "measured_p95_ms": float(np.percentile(samples, 95)) / 1e6}

@@ -22,7 +22,7 @@ import numpy as np
 from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card, read_card
 from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.estimate import Estimate, round_times, summary
+from archsearch.estimate import Estimate, row_summary
 from archsearch.memory import MB, MemoryPhase
 from archsearch.predict import CostTable
 from archsearch.profile import Estimator, memory_workloads
@@ -380,7 +380,7 @@ class _Calibration:
             yield MeasuredCase(
                 layout=part.spec.name,
                 workload=part.workload,
-                measured=summary(round_times(rows[part.key])),
+                measured=row_summary(rows[part.key]),
                 predicted=predicted,
                 drift=drift,
                 interpolated=interpolated,
@@ -393,4 +393,4 @@ class _Calibration:
         if not row.rounds:
             return None
         known: Estimate | None = self.table.measured(part.subject, part.workload)
-        return summary(round_times(row)).value / known.value if known is not None else None
+        return row_summary(row).value / known.value if known is not None else None

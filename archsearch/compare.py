@@ -14,7 +14,7 @@ import numpy as np
 from archsearch.documents import workload_fields
 from archsearch.emulated import refuse
 from archsearch.errors import InputError, StoreError
-from archsearch.estimate import CONFIDENCE, QUANTILE, RESAMPLES, round_times, summary
+from archsearch.estimate import CONFIDENCE, QUANTILE, RESAMPLES, round_times, row_summary
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
 
@@ -188,7 +188,7 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
     ps = _corrected([_p(a.rows[key], b.rows[key]) for key in keys])
     pairs = []
     for key, p in zip(keys, ps, strict=True):
-        one, two = (summary(round_times(side.rows[key])).value for side in (a, b))
+        one, two = (row_summary(side.rows[key]).value for side in (a, b))
         low, high = _interval(drawn[key])
         pairs.append(
             Pair(

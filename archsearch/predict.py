@@ -21,7 +21,7 @@ from archsearch.cases import Subject, block_label, block_subject, head_subject
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.emulated import refuse
 from archsearch.errors import MissingMeasurement
-from archsearch.estimate import Estimate, Widening, round_times, summary
+from archsearch.estimate import Estimate, Widening, row_summary
 from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable
 from archsearch.spec import ArchSpec, parse_ffn, parse_operator
 from archsearch.store import Row, Store
@@ -258,7 +258,7 @@ class CostTable:
     def _summary(self, row: Row) -> Estimate:
         key = (row.subject_id, row.workload)
         if key not in self._estimates:
-            self._estimates[key] = summary(round_times(row))
+            self._estimates[key] = row_summary(row)
         return self._estimates[key]
 
     def latency(self, spec: ArchSpec, workload: Workload, *, widen: bool = True) -> Estimate:

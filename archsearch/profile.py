@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
-from archsearch.estimate import round_times, summary
+from archsearch.estimate import row_summary
 from archsearch.series import stored
 from archsearch.space import MeasureSettings, Space
 from archsearch.store import Store
@@ -270,7 +270,7 @@ class _Profile:
             before = {n: samples for n, samples in row.rounds.items() if n < number * rounds}
             if row.status == "failed" or len(before) < number * rounds:
                 continue  # an earlier pass had enough of it
-            if summary(round_times(replace(row, rounds=before))).relative > self.settings.interval:
+            if row_summary(replace(row, rounds=before)).relative > self.settings.interval:
                 found.append(item)
         estimator.total += rounds * len(found)
         for item in found:

@@ -5,12 +5,13 @@ Everything is read where the platform offers it without rights, and None elsewhe
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,10 @@ LOOK_EVERY_S = 0.25
 SHORTEST_SPAN_S = 0.1
 STOLEN_CORES = 0.02
 """Cores stolen by a hypervisor from which it is worth saying."""
+PREEMPTIONS_PER_S = 20.0
+"""A tick's own work takes the core a few times a second; a program that wants the same core does so at every slice, hundreds of times."""
+CLOCK_DROP = 0.05
+"""A clock this much lower in one look than in another makes times that cannot be compared to 3 %."""
 HUGE_PAGE_SHARE = 0.9
 """Below it, int4 decode differs by 6-10 % from process to process."""
 
@@ -63,6 +68,7 @@ class Watch:
             temperature_c=temperature(),
             throttled=throttled(),
             steal_ticks=steal_ticks(),
+            preemptions=preemptions(),
             busy_other_share=share,
             available_bytes=psutil.virtual_memory().available,
             swapped_bytes=swapped(),
@@ -97,10 +103,38 @@ def settle(
     return replace(state, waited_s=waited)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disturbance:
+    """What the kernel tells of the time between the first and the last of several looks; None where it does not tell."""
+
+    preemptions_per_s: float | None
+    """How often the agent's threads lost their core."""
+    stolen_cores: float | None
+    """Cores, on average, that a hypervisor gave to others."""
+    clock_drop: float | None
+    """1 - lowest over highest clock of all looks: the middle one of all cores that are on, since idle cores sleep."""
+
+
+def disturbance(states: Sequence[MachineState]) -> Disturbance:
+    """What disturbed a series, from its looks; a single look tells nothing."""
+    states = sorted(states, key=lambda state: state.time_unix_s)
+    span_s = states[-1].time_unix_s - states[0].time_unix_s if states else 0.0
+    switches = [state.preemptions for state in states if state.preemptions is not None]
+    lost = sum(max(0, later - earlier) for earlier, later in itertools.pairwise(switches))  # a new process begins at 0
+    steals = [state.steal_ticks for state in states if state.steal_ticks is not None]
+    clocks_mhz = [statistics.median(on) for state in states if (on := [mhz for mhz in state.clock_mhz or () if mhz > 0])]
+    known = span_s >= SHORTEST_SPAN_S
+    return Disturbance(
+        preemptions_per_s=lost / span_s if known and len(switches) > 1 else None,
+        stolen_cores=(steals[-1] - steals[0]) / os_ticks() / span_s if known and len(steals) > 1 else None,
+        clock_drop=1 - min(clocks_mhz) / max(clocks_mhz) if len(clocks_mhz) > 1 else None,
+    )
+
+
 def flags(states: Sequence[MachineState], max_temperature_c: float = HOT_C) -> tuple[str, ...]:
     """What speaks against samples that were taken among these looks; empty when nothing does.
 
-    "busy", "hot", "throttled", "swapping", "battery".
+    "busy", "hot", "throttled", "swapping", "battery"; of several looks also "preempted", "stolen", "clock".
     """
     found = []
     if any(state.busy_other_share is not None and state.busy_other_share > BUSY_SHARE for state in states):
@@ -114,6 +148,9 @@ def flags(states: Sequence[MachineState], max_temperature_c: float = HOT_C) -> t
         found.append("swapping")
     if any(state.on_battery for state in states):
         found.append("battery")
+    seen = disturbance(states)
+    limits = (seen.preemptions_per_s, PREEMPTIONS_PER_S), (seen.stolen_cores, STOLEN_CORES), (seen.clock_drop, CLOCK_DROP)
+    found += [name for name, (value, limit) in zip(("preempted", "stolen", "clock"), limits, strict=True) if value and value > limit]
     return tuple(found)
 
 
@@ -170,6 +207,15 @@ def steal_ticks() -> int | None:
     """Ticks that a hypervisor gave to others, all cores, since boot."""
     steal = getattr(psutil.cpu_times(), "steal", None)
     return round(steal * os_ticks()) if steal is not None else None
+
+
+def preemptions() -> int | None:
+    """Involuntary context switches of this process's threads since it began; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def swapped() -> int | None:
@@ -233,11 +279,18 @@ def spread(samples_ns: Sequence[int]) -> float:
     return (high - low) / 2 / middle if middle else 0.0
 
 
-def stability(rounds_ns: Sequence[Sequence[int]]) -> float:
+def stability(rounds_ns: Sequence[Sequence[int]], states: Sequence[MachineState] = ()) -> float:
     """How well a case repeats, from 0 to 1: the smallest over the largest of the rounds' medians. 1 for a single round.
 
-    Rounds are separated in time and by other cases; the spread within a round says nothing of drift.
+    Rounds are separated in time and by other cases; the spread within a round says nothing of drift. With the looks of the process that
+    measured, what the kernel says was lost counts, too, be it to a hypervisor or to a lower clock: the weakest of the three is the score.
     """
+    seen = disturbance(states)
+    machine = 1 - max(min(1.0, seen.stolen_cores or 0.0), seen.clock_drop or 0.0)
+    return min(_repeats(rounds_ns), machine)
+
+
+def _repeats(rounds_ns: Sequence[Sequence[int]]) -> float:
     medians = [statistics.median(samples) for samples in rounds_ns if samples]
     return min(medians) / max(medians) if medians and max(medians) > 0 else 1.0
 
@@ -252,12 +305,15 @@ def advice(conditions: Conditions, states: Sequence[MachineState]) -> list[str]:
     if shares and statistics.mean(shares) > BUSY_SHARE:
         used = f"{statistics.mean(shares):.0%} of the machine"
         lines.append(f"Other programs, or other tenants of its host, used {used}: close what you can and measure again.")
-    steals = [state.steal_ticks for state in states if state.steal_ticks is not None]
-    if len(steals) > 1:
-        stolen = (steals[-1] - steals[0]) / os_ticks() / max(1e-9, states[-1].time_unix_s - states[0].time_unix_s)
-        if stolen > STOLEN_CORES:
-            lines.append(f"The hypervisor took {stolen:.0%} of a core (steal): this virtual machine shares its cores; expect more spread.")
+    stolen = disturbance(states).stolen_cores
+    if stolen is not None and stolen > STOLEN_CORES:
+        lines.append(f"The hypervisor took {stolen:.0%} of a core (steal): this virtual machine shares its cores; expect more spread.")
     found = flags(states)
+    if "preempted" in found:
+        times = f"{disturbance(states).preemptions_per_s:.0f} times a second"
+        lines.append(f"The kernel took the core from the measuring threads {times}: another program wants the same core; close it.")
+    if "clock" in found and "throttled" not in found:
+        lines.append(f"The clock fell by {disturbance(states).clock_drop:.0%} between looks: fix it, or let the machine cool.")
     if "swapping" in found:
         lines.append("The machine swapped while it was measured: close other programs, or measure fewer models at once.")
     if "battery" in found:

@@ -121,6 +121,9 @@ class MachineState:
     throttled: bool | None = None
     """Whether the kernel is cooling by lowering the CPU's clocks."""
     steal_ticks: int | None = None
+    """Ticks that a hypervisor gave to others, all cores, since boot: what matters is by how much it grows."""
+    preemptions: int | None = None
+    """How often the kernel took a core from the agent's threads before they gave it up (involuntary context switches), since it began."""
     busy_other_share: float | None = None
     """Share of all cores' time used by other processes, or stolen by a hypervisor, since the last look."""
     available_bytes: int | None = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from archsearch.budgets import parse_metric
 from archsearch.cases import block_label, block_subject
-from archsearch.estimate import round_times, summary
+from archsearch.estimate import row_summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.report.files import RunFiles
@@ -101,7 +101,7 @@ def roofline(run: RunFiles) -> Iterable[RooflinePoint]:
         costs = block_costs(block, dims)
         flops = costs.flops(tokens=workload.tokens, context=workload.context) * workload.batch
         read = costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache)
-        seconds = summary(round_times(row)).value / 1e3
+        seconds = row_summary(row).value / 1e3
         operator = operator_for(block.operator)
         yield RooflinePoint(
             label=block_label(block), family=operator.family, phase=workload.phase, intensity=flops / read, gflops=flops / seconds / 1e9

@@ -126,6 +126,12 @@ static double own_seconds(void) {
   return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
+/* Involuntary context switches of all threads since the agent began. */
+static int64_t preemptions(void) {
+  struct rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_nivcsw : -1;
+}
+
 /* Bytes swapped in and out since boot. */
 static int64_t swapped_bytes(void) {
   char line[128];
@@ -185,6 +191,7 @@ void watch_look(Watch *watch, MachineState *state) {
   state->temperature_c = hottest(&watch->temperatures);
   state->throttled = any_cooling(&watch->coolers);
   state->available_bytes = available_bytes();
+  state->preemptions = preemptions();
   state->swapped_bytes = swapped_bytes();
   state->on_battery = -1;
   for_each_entry(SYS "/class/power_supply", find_battery, &state->on_battery);
@@ -248,6 +255,8 @@ void put_state(Line *line, const MachineState *state) {
   put_number(line, state->temperature_c);
   put(line, ", \"throttled\": %s, \"steal_ticks\": ", truth(state->throttled));
   put_bytes(line, state->steal_ticks);
+  put(line, ", \"preemptions\": ");
+  put_bytes(line, state->preemptions);
   put(line, ", \"busy_other_share\": ");
   put_number(line, state->busy_other_share);
   put(line, ", \"available_bytes\": ");

@@ -14,7 +14,7 @@ typedef struct {
   int clock_count, clock_limit_count;
   double temperature_c;
   int throttled;
-  int64_t steal_ticks;
+  int64_t steal_ticks, preemptions;
   double busy_other_share;
   int64_t available_bytes, swapped_bytes;
   int on_battery;

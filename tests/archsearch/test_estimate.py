@@ -31,6 +31,32 @@ def test_the_interval_covers_the_quartile_about_as_often_as_it_claims() -> None:
     assert 0.82 <= coverage <= 0.97
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("between", [0.0, 0.005, 0.02])
+def test_the_interval_covers_also_where_processes_differ(processes: int, between: float) -> None:
+    """The truth is what such profiles find on average; rounds are disturbed upwards only, processes either way."""
+    generator = np.random.default_rng(5)
+
+    def profiles(count: int) -> np.ndarray:
+        apart = between * generator.standard_normal((count, processes, 1))
+        return 5e6 * (1 + apart + generator.exponential(0.01, (count, processes, 5))).reshape(count, -1)
+
+    names = [str(n) for n in range(processes) for _ in range(5)]
+    truth = np.quantile(profiles(20_000), 0.25, axis=1).mean() / 1e6
+    found = [summary(rounds, names, seed=i) for i, rounds in enumerate(profiles(300))]
+    coverage = np.mean([estimate.low <= truth <= estimate.high for estimate in found])
+    assert coverage >= 0.83
+    blind = [summary(rounds, seed=i) for i, rounds in enumerate(profiles(300))]
+    if between >= 0.02:
+        assert np.mean([estimate.low <= truth <= estimate.high for estimate in blind]) < 0.7, "rounds alone claim too much"
+
+
+def test_processes_that_agree_do_not_widen() -> None:
+    rounds = np.array([5e6, 5.1e6, 5.2e6, 5.3e6] * 2)
+    assert summary(rounds, list("aaaabbbb")) == summary(rounds)
+    assert summary(rounds, list("aaaaaaaa")) == summary(rounds)
+
+
 def test_more_rounds_narrow_the_interval() -> None:
     generator = np.random.default_rng(3)
     few = np.mean([summary(simulated(generator, rounds=6, busy=0)).relative for _ in range(40)])

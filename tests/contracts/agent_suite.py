@@ -166,6 +166,9 @@ class AgentSuite:
         # A run of microseconds: the loop's own overhead is within the time that must have passed, not within the samples.
         assert result.after.time_unix_s - result.before.time_unix_s >= 0.05
         assert len(result.wall_ns) > 100
+        if result.before.preemptions is not None:
+            assert result.after.preemptions is not None
+            assert 0 <= result.before.preemptions <= result.after.preemptions
 
     def test_conditions_say_what_held(self, device: Device, plain: Case) -> None:
         (first,) = (event.conditions for event in events(device, RunPlan(cases=(plain,), rounds=1, **SHORT)) if isinstance(event, Started))

@@ -13,7 +13,16 @@ import pytest
 from devices import health
 from devices.plan import Conditions, MachineState
 
-CALM = MachineState(time_unix_s=0.0, busy_other_share=0.01, temperature_c=45.0, steal_ticks=100, swapped_bytes=4096, on_battery=False)
+CALM = MachineState(
+    time_unix_s=0.0,
+    busy_other_share=0.01,
+    temperature_c=45.0,
+    steal_ticks=100,
+    preemptions=0,
+    swapped_bytes=4096,
+    on_battery=False,
+    clock_mhz=(3000.0, 900.0),
+)
 CONDITIONS = Conditions(
     agent="python-1",
     runtime="onnxruntime",
@@ -101,6 +110,29 @@ def test_flags() -> None:
     assert health.flags([replace(CALM, on_battery=True)]) == ("battery",)
 
 
+def test_what_the_kernel_took_flags_several_looks() -> None:
+    later = replace(CALM, time_unix_s=10.0)
+    assert health.flags([CALM, replace(later, preemptions=150)]) == ()
+    assert health.flags([CALM, replace(later, preemptions=250)]) == ("preempted",)
+    assert health.flags([CALM, replace(later, steal_ticks=100 + health.os_ticks())]) == ("stolen",)
+    assert health.flags([replace(later, clock_mhz=(2600.0, 900.0)), CALM]) == ("clock",)
+    assert health.flags([replace(CALM, clock_mhz=(3000.0, 0.0)), CALM]) == ("clock",), "a core that is off has no clock"
+
+
+def test_a_new_process_counts_its_preemptions_anew() -> None:
+    counts = [(0.0, 0), (5.0, 30), (5.5, 2), (10.0, 32)]
+    states = [replace(CALM, time_unix_s=at, preemptions=count) for at, count in counts]
+    assert health.disturbance(states).preemptions_per_s == pytest.approx(6.0)
+    assert health.disturbance(states[:1]) == health.Disturbance(preemptions_per_s=None, stolen_cores=None, clock_drop=None)
+
+
+def test_stability_is_the_weakest_of_rounds_steal_and_clock() -> None:
+    rounds, later = [[100], [110]], replace(CALM, time_unix_s=10.0)
+    assert health.stability(rounds, [CALM, later]) == pytest.approx(100 / 110)
+    assert health.stability(rounds, [CALM, replace(later, clock_mhz=(1200.0, 2100.0))]) == pytest.approx(1650 / 1950)
+    assert health.stability(rounds, [CALM, replace(later, steal_ticks=100 + 2 * health.os_ticks())]) == pytest.approx(0.8)
+
+
 # -- advice ----------------------------------------------------------------------------------------------------------------
 
 
@@ -115,6 +147,8 @@ def test_a_quiet_machine_needs_no_advice() -> None:
     [
         (CONDITIONS, {"busy_other_share": 0.61}, ["31%", "close what you can"]),
         (CONDITIONS, {"steal_ticks": 100 + 10 * health.os_ticks() // 2}, ["50%", "hypervisor"]),
+        (CONDITIONS, {"preemptions": 2500}, ["250 times a second", "close it"]),
+        (CONDITIONS, {"clock_mhz": (2700.0, 800.0)}, ["10%", "clock"]),
         (CONDITIONS, {"swapped_bytes": 10**6}, ["swapped", "fewer models"]),
         (CONDITIONS, {"on_battery": True}, ["plug it in"]),
         (CONDITIONS, {"temperature_c": 97.4}, ["97 °C", "cool"]),
