@@ -19,7 +19,7 @@ from reports.figures import Chart, charts
 from reports.figures.strips import StripsInfo, strips_info
 from reports.palette import palette_of, theme_css
 from reports.rows import Report
-from reports.tables import budgets_table, failures_table, quality_table, series_table, unknown_conditions
+from reports.tables import budgets_table, equal_summary, equal_table, failures_table, quality_table, series_table, unknown_conditions
 from reports.text import listed
 
 CELL_LETTERS = 12
@@ -48,6 +48,8 @@ def render(report: Report) -> str:
         budgets=budgets_table(report),
         series=series_table(report),
         unknown=listed(unknown_conditions(report)),
+        equal=equal_table(report),
+        equal_says=equal_summary(report),
         failures=failures_table(report),
         quality=quality_table(report),
         themes=theme_css(palette),

@@ -40,6 +40,25 @@ class OperatorCost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EqualCost:
+    """One operator's block at one workload: with the widest FFN, and with the FFN that gives all operators' blocks equal parameters."""
+
+    operator: str
+    family: str
+    workload: str
+    parameters: float
+    """Of the block with the widest FFN."""
+    time_ms: float
+    ffn: float | None
+    """The width that makes parameters equal; None, as the times are, where a single width was measured."""
+    equal_ms: float | None
+    equal_low_ms: float | None
+    equal_high_ms: float | None
+    outside: bool
+    """The width lies below the narrowest measured one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
     """Raw samples of one case, per copy of the block (or of the whole model), for distributions."""
 
@@ -318,6 +337,7 @@ class Report:
     cards: tuple[Card, ...] = ()
     devices: tuple[DeviceRow, ...] = ()
     operators: tuple[OperatorCost, ...] = ()
+    equal: tuple[EqualCost, ...] = ()
     samples: tuple[Samples, ...] = ()
     roofline: tuple[RooflinePoint, ...] = ()
     roof_gbps: float | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reports.figures.chart import Table
-from reports.rows import BudgetRow, Report, SeriesRow
-from reports.text import count, metric_name, percent, sentence, significant, with_unit
+from reports.rows import BudgetRow, EqualCost, Report, SeriesRow
+from reports.text import count, listed, metric_name, millions, percent, sentence, significant, with_unit, workload_name
 
 
 def budgets_table(report: Report) -> Table | None:
@@ -43,6 +43,51 @@ def budgets_table(report: Report) -> Table | None:
 def _standing(row: BudgetRow) -> float | None:
     """Where the chosen layout stands: measured if it was, else predicted."""
     return row.measured if row.measured is not None else row.predicted
+
+
+def equal_table(report: Report) -> Table | None:
+    """Operators at equal parameters, one row an operator and workload."""
+    if not report.equal:
+        return None
+    return Table(
+        caption="Time of one block with the widest FFN, per million parameters, and at equal parameters",
+        header=("Operator", "Workload", "Parameters", "Time", "Per M parameters", "FFN at equal", "Time at equal", "90 % interval"),
+        rows=tuple(
+            (
+                row.operator,
+                workload_name(row.workload),
+                millions(row.parameters),
+                with_unit(row.time_ms, "ms"),
+                with_unit(row.time_ms / row.parameters * 1e6, "ms"),
+                "–" if row.ffn is None else f"{count(round(row.ffn))}{'*' if row.outside else ''}",
+                with_unit(row.equal_ms, "ms"),
+                "–" if row.equal_ms is None else f"{with_unit(row.equal_low_ms, 'ms')} – {with_unit(row.equal_high_ms, 'ms')}",
+            )
+            for row in report.equal
+        ),
+        words=frozenset({0, 1}),
+    )
+
+
+def equal_summary(report: Report) -> str:
+    """By workload, the fastest operator a layer and at equal parameters; a lead within the intervals is none."""
+    said = []
+    for workload in dict.fromkeys(row.workload for row in report.equal):
+        rows = [row for row in report.equal if row.workload == workload and row.equal_ms is not None]
+        if len(rows) < 2:
+            continue
+        first, second = sorted(rows, key=lambda row: row.equal_ms or 0.0)[:2]
+        layer = min(rows, key=lambda row: row.time_ms)
+        if _overlap(first, second):
+            said.append(f"{workload_name(workload)}: {listed([row.operator for row in rows if _overlap(first, row)])} not told apart")
+        else:
+            changed = f" (a layer: {layer.operator})" if layer.operator != first.operator else ""
+            said.append(f"{workload_name(workload)}: {first.operator}{changed}")
+    return f"Fastest at equal parameters: {'; '.join(said)}." if said else ""
+
+
+def _overlap(a: EqualCost, b: EqualCost) -> bool:
+    return (b.equal_low_ms or 0.0) <= (a.equal_high_ms or 0.0)
 
 
 def series_table(report: Report) -> Table | None:

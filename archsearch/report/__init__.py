@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archsearch.errors import InputError
-from archsearch.report import calibrated, measured, searched, trained, validated
+from archsearch.report import calibrated, fair, measured, searched, trained, validated
 from archsearch.report.files import RunFiles
 from archsearch.search.result import TEXT_TIE
 from reports.rows import Report
@@ -58,6 +58,7 @@ def report(run: RunFiles) -> Report:
         cards=searched.cards(run),
         devices=tuple(measured.devices(run)),
         operators=tuple(measured.operators(run)),
+        equal=tuple(fair.equal_costs(run)),
         samples=tuple(measured.samples(run)),
         roofline=tuple(measured.roofline(run)),
         roof_gbps=_billions(run.limit("read_bandwidth")),

@@ -18,6 +18,7 @@ from reports.rows import (
     Cell,
     DesignRow,
     DeviceRow,
+    EqualCost,
     FailureRow,
     HeldOutPoint,
     HeldOutRow,
@@ -83,6 +84,7 @@ def sample_report(seed: int = 0) -> Report:
             ),
         ),
         operators=tuple(_operators(random_)),
+        equal=tuple(_equal()),
         samples=tuple(_samples(random_)),
         roofline=tuple(_roofline()),
         roof_gbps=60.0,
@@ -151,6 +153,16 @@ def _operators(random_: random.Random) -> list[OperatorCost]:
                         **common,
                     )
                 )
+    return rows
+
+
+def _equal() -> list[EqualCost]:
+    rows = []
+    for at, (label, (family, _, _)) in enumerate(OPERATORS.items()):
+        time, ffn = _time(label, 4096, 4608), 4608 - 150.0 * (at % 4)
+        equal = {"ffn": ffn, "equal_ms": time * ffn / 4608, "equal_low_ms": time * ffn / 4700, "equal_high_ms": time * ffn / 4500}
+        common = {"operator": label, "family": family, "workload": "decode@4096", "parameters": 17e6 + 4.6e5 * (at % 4), "outside": False}
+        rows.append(EqualCost(time_ms=time, **common, **equal))
     return rows
 
 

@@ -77,7 +77,7 @@ def page(report: Report) -> Page:
 def test_markup_is_balanced_and_every_section_is_there(page: Page) -> None:
     assert page.open == []
     assert page.titles == [
-        "budgets", "designs", "layouts", "predicted", "calibration", "decode", "prefill", "samples", "roofline",
+        "budgets", "designs", "layouts", "predicted", "calibration", "decode", "prefill", "equal", "samples", "roofline",
         "memory", "training", "model", "parameters", "failures", "conditions",
     ]  # fmt: skip
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
