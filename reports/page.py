@@ -19,7 +19,16 @@ from reports.figures import Chart, charts
 from reports.figures.strips import StripsInfo, strips_info
 from reports.palette import palette_of, theme_css
 from reports.rows import Report
-from reports.tables import budgets_table, equal_summary, equal_table, failures_table, quality_table, series_table, unknown_conditions
+from reports.tables import (
+    budgets_table,
+    equal_summary,
+    equal_table,
+    failures_table,
+    quality_table,
+    same_conditions,
+    series_table,
+    unknown_conditions,
+)
 from reports.text import listed
 
 CELL_LETTERS = 12
@@ -47,6 +56,7 @@ def render(report: Report) -> str:
         cell_letters=CELL_LETTERS,
         budgets=budgets_table(report),
         series=series_table(report),
+        same=", ".join(f"{name} {value}" for name, value in same_conditions(report).items()),
         unknown=listed(unknown_conditions(report)),
         equal=equal_table(report),
         equal_says=equal_summary(report),

@@ -253,6 +253,9 @@ class HeldOutRow:
     measured: float
     error: float
     """Signed, relative."""
+    low: float
+    high: float
+    """The stated 90 % interval, scaled as the prediction is."""
     covered: bool
     """Whether the stated interval held the measured value."""
 

@@ -91,35 +91,50 @@ def _overlap(a: EqualCost, b: EqualCost) -> bool:
 
 
 def series_table(report: Report) -> Table | None:
-    """The conditions of every process that measured. Columns that no row fills are left out."""
+    """One row per process that measured. Conditions that are the same in all of them, or known of none, are said in words instead."""
     if not report.series:
         return None
+    same, conditions = same_conditions(report), _conditions(report)
     columns = {
         "Started (UTC)": [row.started.replace("+00:00", "").replace("T", " ") for row in report.series],
-        "Device": [row.device for row in report.series],
-        "Runtime": [row.runtime for row in report.series],
-        "Threads": [count(row.threads) for row in report.series],
-        "Cores": [row.cores for row in report.series],
-        "Clock, MHz": [_whole(row.clock_mhz) for row in report.series],
-        "Temperature, °C": [_whole(row.temperature_c) for row in report.series],
-        "Load": [_number(row.load_1m) for row in report.series],
-        "Others' share": [_share(row.busy_other_share) for row in report.series],
-        "Steal, ticks": [_whole(row.steal_ticks) for row in report.series],
-        "Huge pages": [row.huge_pages or "–" for row in report.series],
-        "Governor": [row.governor or "–" for row in report.series],
+        **{name: values for name, values in conditions.items() if name not in same and any(value != "–" for value in values)},
         "Cases": [count(row.measurements) for row in report.series],
         "Rounds": [count(row.rounds) for row in report.series],
         "Spread": [_share(row.spread) for row in report.series],
         "Flags": [", ".join(row.flags) or "–" for row in report.series],
     }
-    shown = {name: values for name, values in columns.items() if any(value != "–" for value in values) or name == "Flags"}
-    words = {"Started (UTC)", "Device", "Runtime", "Huge pages", "Governor", "Flags"}
+    words = {"Started (UTC)", "device", "runtime", "huge pages", "governor", "Flags"}
     return Table(
         caption="Conditions of every process that measured",
-        header=tuple(shown),
-        rows=tuple(zip(*shown.values(), strict=True)),
-        words=frozenset(at for at, name in enumerate(shown) if name in words),
+        header=tuple(f"{name[:1].upper()}{name[1:]}" for name in columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        words=frozenset(at for at, name in enumerate(columns) if name in words),
     )
+
+
+def same_conditions(report: Report) -> dict[str, str]:
+    """Conditions that all of several processes shared."""
+    if len(report.series) < 2:
+        return {}
+    return {name: values[0] for name, values in _conditions(report).items() if len(set(values)) == 1 and values[0] != "–"}
+
+
+def _conditions(report: Report) -> dict[str, list[str]]:
+    rows = report.series
+    return {
+        "device": [row.device for row in rows],
+        "runtime": [row.runtime for row in rows],
+        "agent": [row.agent for row in rows],
+        "threads": [count(row.threads) for row in rows],
+        "cores": [row.cores for row in rows],
+        "clock, MHz": [_whole(row.clock_mhz) for row in rows],
+        "temperature, °C": [_whole(row.temperature_c) for row in rows],
+        "load": [_number(row.load_1m) for row in rows],
+        "others' share": [_share(row.busy_other_share) for row in rows],
+        "steal, ticks": [_whole(row.steal_ticks) for row in rows],
+        "huge pages": [row.huge_pages or "–" for row in rows],
+        "governor": [row.governor or "–" for row in rows],
+    }
 
 
 def unknown_conditions(report: Report) -> tuple[str, ...]:

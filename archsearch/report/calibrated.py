@@ -40,6 +40,8 @@ def held_out(run: RunFiles) -> tuple[HeldOutRow, ...]:
                 predicted=case["predicted_ms"] * case["drift"],
                 measured=case["measured_ms"],
                 error=case["error"],
+                low=case["predicted_low_ms"] * case["drift"],
+                high=case["predicted_high_ms"] * case["drift"],
                 covered=case["covered"],
             )
             for case in found["cases"]

@@ -43,7 +43,10 @@ def calibration_chart(report: Report) -> Chart | None:
     return Chart(
         key="calibration",
         title="How far to trust the predictions",
-        caption="Whole models that nobody chose, measured beside the table's own chains. A point is a layout; the band is ±5 %.",
+        caption=(
+            "Whole models that nobody chose, measured beside the table's own chains. "
+            "A point is a layout, its bar the stated 90 % interval; the band is ±5 %."
+        ),
         summary=_summary(info),
         views=(View(label="Error", figure=plot(info)),),
         wide=True,
@@ -69,6 +72,15 @@ def plot(info: CalibrationInfo) -> Figure:
                 "x": [sparse(100 * row.error) for row in rows],
                 "y": [round(places[_name(row)] + draw.uniform(-JITTER, JITTER), 3) for row in rows],
                 "marker": marker,
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [sparse(100 * (row.high - row.predicted) / row.measured) for row in rows],
+                    "arrayminus": [sparse(100 * (row.predicted - row.low) / row.measured) for row in rows],
+                    "color": marker["color"],
+                    "thickness": 1,
+                    "width": 0,
+                },
                 "customdata": [[plain(text) for text in _words(row)] for row in rows],
                 "text": [signed_percent(row.error) for row in rows],
                 "hovertemplate": "%{customdata[0]}: predicted %{customdata[1]}, measured %{customdata[2]}, error %{text}<extra></extra>",
@@ -81,7 +93,8 @@ def plot(info: CalibrationInfo) -> Figure:
         tickfont={"size": 11, "color": INK},
         showgrid=False,
     )
-    farthest = max(100 * BAND, *(abs(100 * row.error) for row in info.rows)) * 1.12
+    ends = [abs(end / row.measured - 1) for row in info.rows for end in (row.predicted, row.low, row.high)]
+    farthest = 100 * max(BAND, *ends) * 1.06
     xaxis = axis(
         "Predicted ÷ measured − 1",
         ticksuffix=" %",

@@ -165,13 +165,14 @@ def plot(info: ParetoInfo, report: Report) -> Figure:
             )
             shown_bar = True
     if info.front:
+        ends = max(row.latency_ms for row in info.feasible)
         data.append(
             {
                 "type": "scatter",
                 "mode": "lines",
                 "name": "front, recall solved" if info.solved_only else "front",
-                "x": [sparse(row.latency_ms) for row in info.front],
-                "y": [sparse(quality.value(row) or 0.0) for row in info.front],
+                "x": [*(sparse(row.latency_ms) for row in info.front), sparse(ends)],
+                "y": [sparse(quality.value(row) or 0.0) for row in (*info.front, info.front[-1])],
                 "line": {"color": ACCENT, "width": 2, "shape": "hv"},
                 "hoverinfo": "skip",
             }

@@ -31,6 +31,11 @@ class Compared:
         return self.predicted / self.measured - 1
 
     @property
+    def beside(self) -> float | None:
+        """What the same blocks add up to when they are measured beside the model: apart from the prediction, the machine has changed."""
+        return None if self.drift is None else self.predicted * self.drift
+
+    @property
     def inside(self) -> bool:
         """Whether the interval of the prediction holds the measurement."""
         return self.low <= self.measured <= self.high
@@ -69,6 +74,9 @@ def predicted_info(report: Report) -> PredictedInfo | None:
     return PredictedInfo(compared=compared, not_compared=len(report.predicted) - len(compared))
 
 
+_DRIFT = " Diamond: what the same blocks add up to when measured beside the model; where it lies apart from the dot, the machine changed."
+
+
 def predicted_chart(report: Report) -> Chart | None:
     info = predicted_info(report)
     if info is None:
@@ -85,6 +93,7 @@ def predicted_chart(report: Report) -> Chart | None:
             f"{listed(models)}: whole models as one ONNX graph each, measured on the device"
             f"{'; ' + trained[0] + ' is what this run trained' if trained and len(models) > 1 else ''}. "
             "Dot: the prediction from blocks with its interval, against the measured time; tick: the measured p95."
+            f"{_DRIFT if any(row.drift is not None for row in report.predicted) else ''}"
         ),
         summary=_summary(info),
         views=tuple(views),
@@ -120,6 +129,19 @@ def plot_errors(info: PredictedInfo) -> Figure:
             below=[(row.predicted - row.low) / row.measured * 100 for row in rows],
         )
     )
+    if any(row.beside is not None for row in rows):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "the same blocks, measured beside the model",
+                "x": [None if row.beside is None else sparse((row.beside / row.measured - 1) * 100) for row in rows],
+                "y": places,
+                "marker": {"symbol": "diamond-open", "size": 9, "color": INK, "line": {"width": 1.5, "color": INK}},
+                "customdata": [plain(with_unit(row.beside, row.unit)) for row in rows],
+                "hovertemplate": "blocks measured beside the model: %{customdata} (%{x:+.1f} %)<extra></extra>",
+            }
+        )
     xaxis = axis("Predicted ÷ measured − 1", ticksuffix=" %", zeroline=True, zerolinecolor=INK, zerolinewidth=1.5)
     return {"data": data, "layout": layout(xaxis=xaxis, yaxis=yaxis, height=height)}
 
@@ -204,7 +226,11 @@ def _summary(info: PredictedInfo) -> str:
     if not info.times:
         return largest
     inside = sum(row.inside for row in info.times)
-    return f"{inside} of {plural(len(info.times), 'measured time')} lie within the prediction's interval. {largest}"
+    found = f"{inside} of {plural(len(info.times), 'measured time')} lie within the prediction's interval. {largest}"
+    drifts = [row.drift for row in info.times if row.drift is not None]
+    if not drifts or max(abs(drift - 1) for drift in drifts) < 0.05:
+        return found
+    return f"{found} Beside the models, the blocks took {min(drifts):.2f} to {max(drifts):.2f} times as long as in the profile."
 
 
 def _table(report: Report) -> Table:

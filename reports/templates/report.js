@@ -153,7 +153,19 @@
     waiting = setTimeout(() => charts.filter((chart) => chart.clientWidth && chart.clientWidth !== chart.drawnAt).forEach(drawSafely), 120);
   });
   charts.forEach((chart) => changed.observe(chart));
-  addEventListener("beforeprint", () => charts.forEach(drawSafely));
-  addEventListener("afterprint", () => charts.forEach(drawSafely));
+  // Charts are drawn before the page is laid out for paper, so it has to look like paper by then: its width, its one column, light.
+  let screenTheme;
+  addEventListener("beforeprint", () => {
+    screenTheme = root.dataset.theme;
+    root.dataset.theme = "light";
+    root.dataset.printing = "";
+    charts.forEach(drawSafely);
+  });
+  addEventListener("afterprint", () => {
+    delete root.dataset.printing;
+    if (screenTheme) root.dataset.theme = screenTheme;
+    else delete root.dataset.theme;
+    charts.forEach(drawSafely);
+  });
   root.dataset.drawn = "all";
 })();

@@ -263,6 +263,8 @@ def _held_out() -> list[HeldOutRow]:
             predicted=6.0 * (1 + error),
             measured=6.0,
             error=error,
+            low=6.0 * (1 + error) - 0.18,
+            high=6.0 * (1 + error) + 0.18,
             covered=abs(error) < 0.03,
         )
         for n, error in enumerate(errors)

@@ -236,9 +236,37 @@ def test_partial_reports_draw_what_they_have(browser: Any, report: Report, tmp_p
     assert opened.complaints == []
 
 
-def test_it_prints_on_white(browser: Any, path: Path) -> None:
-    opened = visit(browser, path, **SETTINGS["dark"])
+PAPER = 703
+"""CSS pixels of A4 between margins of 12 mm."""
+RECORD = """
+addEventListener('afterprint', () => {
+  window.printed = {
+    charts: probes.drawn().map(({ key, width, room }) => ({ key, width, room })),
+    legends: [...document.querySelectorAll('[data-legend] button')].map((entry) => ({ shown: entry.getBoundingClientRect().width > 0 })),
+    inks: [getComputedStyle(document.querySelector('.chart .xtick text')).fill],
+  };
+});
+"""
+"""Runs before the page's own listener: what was drawn for paper."""
+
+
+def test_it_prints_on_white_as_wide_as_the_paper_with_its_legends(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, before=PROBES + RECORD, **SETTINGS["dark"])
     assert opened.page.pdf(format="A4").startswith(b"%PDF")
+    charts, legends, inks = opened.run("() => [printed.charts, printed.legends, printed.inks]")
+    assert len(charts) == len(CHARTS)
+    for chart in charts:
+        assert chart["width"] <= PAPER, chart
+        assert abs(chart["width"] - chart["room"]) <= 2, chart
+    assert legends
+    assert all(entry["shown"] for entry in legends), "a chart without its legend says nothing"
+    assert len(set(inks)) == 1
+    assert inks != [opened.run(INK)], "drawn for the dark screen"
+    opened.page.wait_for_timeout(500)
+    assert max(chart["width"] for chart in opened.run("() => probes.drawn()")) > PAPER, "the screen is as it was"
     opened.page.emulate_media(media="print")
+    assert opened.run("() => document.querySelector('main').getBoundingClientRect().width") <= PAPER
+    assert opened.run("() => getComputedStyle(document.querySelector('[data-legend=samples] button')).display") != "none"
+    assert opened.run("() => getComputedStyle(document.querySelector('#theme')).display") == "none"
     assert opened.run("() => getComputedStyle(document.querySelector('.card')).backgroundColor") == "rgb(255, 255, 255)"
     assert opened.complaints == []

@@ -21,7 +21,7 @@ from reports.figures.strips import STRIPS, strips_info
 from reports.figures.training import smoothed, training_info
 from reports.palette import DARK, LIGHT, OTHERS_DARK, OTHERS_LIGHT, PARTS, contrast, ink_on, palette_of
 from reports.rows import Cell, DesignRow, PredictedRow, Report, Samples
-from reports.tables import budgets_table, series_table, unknown_conditions
+from reports.tables import budgets_table, same_conditions, series_table, unknown_conditions
 from reports.text import metric_name, millions, natural_key, short_count, signed_percent, significant, tick_text, with_unit
 from tests.reports.sample import sample_report
 
@@ -138,9 +138,21 @@ def test_error_is_signed_and_rows_with_one_side_are_counted() -> None:
     assert [row.inside for row in info.compared] == [False, True]
     assert info.not_compared == 1
     figure = plot_errors(info)
+    assert len(figure["data"]) == 1, "neither p95 nor drift are known"
     assert figure["data"][0]["x"] == pytest.approx([25.0, -4.7619], abs=1e-3)
     assert figure["layout"]["yaxis"]["ticktext"] == ["<b>m</b>", "decode at 1,024", "decode at 4,096"]
     assert figure["data"][0]["y"] == [1, 2]
+
+
+def test_blocks_beside_the_model_tell_whether_the_machine_changed() -> None:
+    row = PredictedRow(
+        model="m", trained=True, workload="decode@8", unit="ms", predicted=10.0, low=9.0, high=11.0, measured=5.0, p95=6.0, drift=0.52
+    )
+    info = predicted_info(Report(title="", subtitle="", predicted=(row,)))
+    assert info is not None
+    assert info.compared[0].beside == pytest.approx(5.2)
+    p95, predicted, beside = plot_errors(info)["data"]
+    assert (p95["x"], predicted["x"], beside["x"]) == ([20.0], [100.0], [pytest.approx(4.0)])
 
 
 def test_distribution_keeps_extremes_and_quantiles() -> None:
@@ -207,6 +219,14 @@ def test_conditions_leave_out_what_no_process_tells(report: Report) -> None:
     assert table is not None
     assert "Temperature, °C" not in table.header
     assert "Clock, MHz" in table.header
+    assert "Threads" not in table.header
+    assert same_conditions(report)["threads"] == "2"
+    mixed = replace(report, series=(*report.series, replace(report.series[0], threads=1)))
+    assert (several := series_table(mixed)) is not None
+    assert "Threads" in several.header
+    assert "threads" not in same_conditions(mixed)
+    assert (single := series_table(replace(report, series=report.series[:1]))) is not None
+    assert "Threads" in single.header
     assert unknown_conditions(report) == ("temperature", "governor")
     assert all(len(row) == len(table.header) for row in table.rows)
 
