@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from archsearch.documents import workload_fields
 from archsearch.emulated import refuse
 from archsearch.errors import InputError, StoreError
 from archsearch.estimate import CONFIDENCE, QUANTILE, RESAMPLES, round_times, row_summary
+from archsearch.snapshot import snapshot
 from archsearch.store import Row, Store
 from archsearch.workload import Workload
 
@@ -114,27 +113,8 @@ def load_side(path: Path, device: str | None = None) -> Side:
     file = path / "measurements.db" if path.is_dir() else path
     if not file.exists():
         raise StoreError(f"{file}: no measurements here; give a run folder or a measurements.db")
-    with tempfile.TemporaryDirectory(prefix="archsearch-") as temporary:
-        copy = Path(temporary) / "measurements.db"
-        try:
-            source, target = sqlite3.connect(_read_only(file), uri=True), sqlite3.connect(copy)
-            try:
-                source.backup(target)
-            finally:
-                source.close()
-                target.close()
-        except sqlite3.Error as error:
-            how = "copy it, with its -wal file, to a folder that can be written"
-            raise StoreError(f"{file}: cannot be read as measurements ({error}); {how}") from error
-        with Store(copy, create=False) as store:
-            return _side(file, store, device)
-
-
-def _read_only(file: Path) -> str:
-    """SQLite makes -wal and -shm files even for a reader, unless the file is declared immutable: so it is, where no WAL waits."""
-    wal = file.with_name(f"{file.name}-wal")
-    waits = wal.exists() and wal.stat().st_size > 0
-    return f"{file.resolve().as_uri()}?{'mode=ro' if waits else 'mode=ro&immutable=1'}"
+    with snapshot(file) as copy, Store(copy, create=False) as store:
+        return _side(file, store, device)
 
 
 def _side(file: Path, store: Store, wanted: str | None) -> Side:
@@ -171,7 +151,7 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
     keys = [key for key in a.rows if key in b.rows]
     if not keys:
         raise InputError(f"{a.path} and {b.path} have no measurement in common; profile the same space into both")
-    differs = {}
+    differs, refused = {}, []
     for name in ACROSS:
         for key in keys:  # one by one: two runs may each hold both values, at different subjects
             mine, other = a.found(name, [key]), b.found(name, [key])
@@ -179,10 +159,13 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
                 continue
             values = " and ".join(sorted(mine)), " and ".join(sorted(other))
             if name not in across:
-                how = f"--across {name} if that is what you compare"
-                raise InputError(f"the runs are not alike: {name} is {values[0]} in {a.path} and {values[1]} in {b.path}; say {how}")
+                refused.append((name, values))
             differs[name] = values
             break
+    if refused:
+        said = ", and ".join(f"{name} is {one} in {a.path} and {two} in {b.path}" for name, (one, two) in refused)
+        how = " ".join(f"--across {name}" for name, _ in refused)
+        raise InputError(f"the runs are not alike: {said}; say {how} if that is what you compare")
     generator = np.random.default_rng(seed)
     drawn = {key: np.log(_resampled(b.rows[key], generator) / _resampled(a.rows[key], generator)) for key in keys}
     ps = _corrected([_p(a.rows[key], b.rows[key]) for key in keys])

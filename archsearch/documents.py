@@ -24,5 +24,6 @@ def workload_fields(workload: Workload) -> dict[str, Any]:
 
 def predicted_fields(estimate: Estimate | None) -> dict[str, Any]:
     if estimate is None:
-        return {"predicted_ms": None, "low_ms": None, "high_ms": None}
-    return {"predicted_ms": estimate.value, "low_ms": estimate.low, "high_ms": estimate.high}
+        return {"predicted_ms": None, "low_ms": None, "high_ms": None, "extrapolated": None}
+    interval = {"low_ms": estimate.low, "high_ms": estimate.high}
+    return {"predicted_ms": estimate.value, **interval, "extrapolated": estimate.extrapolated}

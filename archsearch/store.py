@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from archsearch.errors import StoreError
+from archsearch.snapshot import snapshot
 from archsearch.workload import Workload
 from devices.base import DeviceInfo
 from devices.plan import Failed, Loaded, MachineState, MemoryResult, RoundResult, Started
@@ -259,7 +260,7 @@ class Store:
             raise self._explained(sqlite3.DatabaseError(" ".join(found.split())))
 
     def merge(self, sources: Sequence[Path | str]) -> dict[str, int]:
-        """Bring in the measurements of other files; doing it twice adds nothing.
+        """Bring in the measurements of other files, which are only read; doing it twice adds nothing.
 
         Returns:
             Rows added to each table.
@@ -269,22 +270,29 @@ class Store:
         """
         added = dict.fromkeys(TABLES, 0)
         for source in sources:
-            with Store(source, create=False) as opened:  # also writes its WAL back
-                opened.check()
-            with self._guard():
-                self._db.execute("ATTACH ? AS source", (str(source),))
-            try:
-                with self.transaction() as db:
-                    for table in TABLES:
-                        added[table] += db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM source.{table}").rowcount
-                    db.execute(  # as in `add_round`: a success clears a failure
-                        "UPDATE measurements SET reason = NULL, detail = NULL WHERE reason IS NOT NULL AND key IN "
-                        "(SELECT key FROM source.measurements WHERE reason IS NULL AND "
-                        "(key IN (SELECT key FROM source.rounds) OR key IN (SELECT key FROM source.memory)))"
-                    )
-            finally:
-                self._db.execute("DETACH source")
+            with snapshot(Path(source)) as copy:
+                try:
+                    with Store(copy, create=False) as opened:  # brings an older schema up to date, in the copy alone
+                        opened.check()
+                except StoreError as error:
+                    raise StoreError(str(error).replace(str(copy), str(source))) from error
+                self._take(copy, added)
         return added
+
+    def _take(self, source: Path, added: dict[str, int]) -> None:
+        with self._guard():
+            self._db.execute("ATTACH ? AS source", (str(source),))
+        try:
+            with self.transaction() as db:
+                for table in TABLES:
+                    added[table] += db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM source.{table}").rowcount
+                db.execute(  # as in `add_round`: a success clears a failure
+                    "UPDATE measurements SET reason = NULL, detail = NULL WHERE reason IS NOT NULL AND key IN "
+                    "(SELECT key FROM source.measurements WHERE reason IS NULL AND "
+                    "(key IN (SELECT key FROM source.rounds) OR key IN (SELECT key FROM source.memory)))"
+                )
+        finally:
+            self._db.execute("DETACH source")
 
     # -- reading ---------------------------------------------------------------------------------------------------------
 
@@ -310,8 +318,7 @@ class Store:
 
     def status(self, key: str) -> str | None:
         """Status of one measurement, None when it was never planned."""
-        rows = self.rows(key=key)
-        return rows[0].status if rows else None
+        return next((row.status for row in self.rows(key=key)), None)
 
     def rows(self, *, fingerprint: str | None = None, key: str | None = None) -> list[Row]:
         """All measurements, in the order in which they were planned."""

@@ -145,6 +145,8 @@ class PredictedRow:
     p95: float | None = None
     drift: float | None = None
     """How much slower the same blocks ran beside the model than when they were profiled; 1.0 is unchanged."""
+    extrapolated: bool = False
+    """Predicted beyond the measured lengths, which the interval does not know of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +13,7 @@ from archsearch.cli.app import JsonOption, app, print_json
 if TYPE_CHECKING:
     from archsearch.compare import Comparison
 
+Sort = Literal["measured", "ratio"]
 SHORT = {"no difference shown": "not shown", "too few rounds": "too few"}
 """Verdicts as the table says them, for which 80 columns leave little room; --json has them in full."""
 
@@ -25,6 +27,7 @@ def compare(
     ] = None,
     device_a: Annotated[str | None, typer.Option("--device-a", metavar="ID", help="Which device of A, where it holds several.")] = None,
     device_b: Annotated[str | None, typer.Option("--device-b", metavar="ID", help="Which device of B.")] = None,
+    sort: Annotated[Sort, typer.Option("--sort", help="ratio: where B lost most first.")] = "measured",
     json_output: JsonOption = False,
 ) -> None:
     """Ratios with intervals between two runs of the same space; refuses runs whose conditions differ."""
@@ -32,6 +35,8 @@ def compare(
     from archsearch.compare import load_side
 
     found = pair_up(load_side(a, device_a), load_side(b, device_b), across=across or ())
+    if sort == "ratio":
+        found = replace(found, pairs=tuple(sorted(found.pairs, key=lambda pair: -pair.ratio)))
     if json_output:
         print_json(found.to_dict())
     else:

@@ -102,7 +102,8 @@ def print_document(document: dict[str, Any]) -> None:
     for row in document["workloads"]:
         what = f"decode@{row['context']}" if row["phase"] == "decode" else f"prefill@{row['tokens']}"
         setting = f"{row['precision']}, {row['threads']}T" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
-        cells = [what, setting, milliseconds(row["predicted_ms"]), interval(row["predicted_ms"], row["low_ms"], row["high_ms"])]
+        beyond = "*" if row.get("extrapolated") else ""
+        cells = [what + beyond, setting, milliseconds(row["predicted_ms"]), interval(row["predicted_ms"], row["low_ms"], row["high_ms"])]
         if measured:
             cells += [
                 milliseconds(row["measured_ms"]),
@@ -112,6 +113,8 @@ def print_document(document: dict[str, Any]) -> None:
         rows.append(cells)
     columns = ["workload", "setting", "predicted ms", "90 %"] + (["measured ms", "p95", "error"] if measured else [])
     stdout.print(table(columns, rows, numbers_from=2))
+    if any(row.get("extrapolated") for row in document["workloads"]):
+        stdout.print("*: beyond the measured lengths; the interval does not know of that. Profile there to be sure.", style="dim")
     if document["memory"]:
         rows = [
             [

@@ -36,6 +36,7 @@ def predicted(run: RunFiles) -> Iterable[PredictedRow]:
                 measured=row["measured_ms"],
                 p95=row["measured_p95_ms"],
                 drift=row.get("drift"),
+                extrapolated=bool(row.get("extrapolated")),
             )
         for row in document["memory"]:
             yield PredictedRow(

@@ -220,7 +220,7 @@ def _conditions(row: OperatorCost) -> str:
 def _conditions_sentence(info: OperatorsInfo) -> str:
     where = listed(info.settings) if len(info.settings) <= 2 else f"{len(info.settings)} settings, see the menu"
     measured = f"Lower quartile over {span(info.rounds)} interleaved rounds ({span(info.runs)} runs a case)"
-    return f"{measured}, with its 90 % bootstrap interval over rounds; {where}."
+    return f"{measured}, with its 90 % interval over rounds and processes; {where}."
 
 
 def _view_label(view: OperatorView, info: OperatorsInfo) -> str:

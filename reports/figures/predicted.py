@@ -24,6 +24,7 @@ class Compared:
     measured: float
     p95: float | None
     drift: float | None
+    extrapolated: bool = False
 
     @property
     def error(self) -> float:
@@ -67,6 +68,7 @@ def predicted_info(report: Report) -> PredictedInfo | None:
             measured=row.measured,
             p95=row.p95,
             drift=row.drift,
+            extrapolated=row.extrapolated,
         )
         for row in report.predicted
         if row.predicted is not None and row.measured
@@ -74,6 +76,7 @@ def predicted_info(report: Report) -> PredictedInfo | None:
     return PredictedInfo(compared=compared, not_compared=len(report.predicted) - len(compared))
 
 
+_BEYOND = " *: beyond the measured lengths, which the interval does not know of."
 _DRIFT = " Diamond: what the same blocks add up to when measured beside the model; where it lies apart from the dot, the machine changed."
 
 
@@ -94,6 +97,7 @@ def predicted_chart(report: Report) -> Chart | None:
             f"{'; ' + trained[0] + ' is what this run trained' if trained and len(models) > 1 else ''}. "
             "Dot: the prediction from blocks with its interval, against the measured time; tick: the measured p95."
             f"{_DRIFT if any(row.drift is not None for row in report.predicted) else ''}"
+            f"{_BEYOND if any(row.extrapolated for row in report.predicted) else ''}"
         ),
         summary=_summary(info),
         views=tuple(views),
@@ -206,7 +210,7 @@ def _places(rows: Sequence[Compared]) -> tuple[list[int], Figure, int]:
             model = row.model
             names.append(f"<b>{plain(row.model)}</b>")
         places.append(len(names))
-        names.append(plain(workload_name(row.workload)))
+        names.append(plain(workload_name(row.workload)) + ("*" if row.extrapolated else ""))
     yaxis = axis(
         range=[len(names) - 0.4, -0.6],
         tickvals=list(range(len(names))),
@@ -243,7 +247,7 @@ def _table(report: Report) -> Table:
         rows=tuple(
             (
                 row.model,
-                workload_name(row.workload),
+                workload_name(row.workload) + (" (extrapolated)" if row.extrapolated else ""),
                 with_unit(row.predicted, row.unit),
                 "–"
                 if row.low is None or row.high is None

@@ -95,6 +95,13 @@ def test_runs_that_are_not_alike_are_refused_by_name(tmp_path: Path, condition: 
         compared(a, b, other)
 
 
+def test_all_that_differs_is_named_at_once(tmp_path: Path) -> None:
+    a, b = profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", Noisy(1, 2, huge_pages="never", governor="powersave"))
+    with pytest.raises(InputError, match=r"huge_pages is .*, and governor is .*--across huge_pages --across governor if"):
+        compared(a, b)
+    assert set(compared(a, b, "huge_pages", "governor").differs) == {"huge_pages", "governor"}
+
+
 def test_conditions_are_held_against_each_other_subject_by_subject(tmp_path: Path) -> None:
     a, b = load_side(profiled(tmp_path / "a", Noisy(1, 1))), load_side(profiled(tmp_path / "b", Noisy(1, 2)))
 
@@ -175,6 +182,8 @@ def test_the_command(tmp_path: Path) -> None:
     a, b = profiled(tmp_path / "a", Noisy(1, 1)), profiled(tmp_path / "b", Noisy(1.2, 2))
     document = run_command("compare", a, b, "--json").document
     assert document["geometric_mean"]["ratio"] == pytest.approx(1.2, rel=0.02)
+    ratios = [pair["ratio"] for pair in run_command("compare", a, b, "--sort", "ratio", "--json").document["pairs"]]
+    assert ratios == sorted((pair["ratio"] for pair in document["pairs"]), reverse=True)
     shown = run_command("compare", a, b)
     assert shown.status == 0
     assert "geometric mean of the ratios: 1." in shown.out

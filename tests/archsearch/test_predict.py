@@ -150,7 +150,7 @@ def test_the_document_has_the_documented_fields(space: Space, table: CostTable) 
     assert (document["name"], document["spec_id"], document["device"]) == ("both", spec.spec_id, "local")
     assert document["parameters"] == model_parameters(spec.layers, spec.dims, vocab_size=512, tie_embeddings=True)
     expected = ["phase", "tokens", "context", "batch", "precision", "threads"]
-    expected += ["predicted_ms", "low_ms", "high_ms", "measured_ms", "measured_p95_ms"]
+    expected += ["predicted_ms", "low_ms", "high_ms", "extrapolated", "measured_ms", "measured_p95_ms"]
     assert [list(row) for row in document["workloads"]] == [expected] * 3
     assert all(row["measured_ms"] is None for row in document["workloads"])
     assert [list(row) for row in document["memory"]] == [["context", "predicted_mb", "measured_mb"]] * 2

@@ -225,6 +225,22 @@ def test_a_success_that_is_merged_clears_a_failure(tmp_path: Path) -> None:
         assert into.status("k") == "done"
 
 
+def test_what_is_merged_is_only_read(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    with Store(folder / "m.db") as store:
+        series = planned(store, rounds=1)
+        store.add_round("k", series, 0, a_round(0, 1))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    folder.chmod(0o555)
+    (folder / "m.db").chmod(0o444)
+    try:
+        with Store(tmp_path / "all.db") as into:
+            assert into.merge([folder / "m.db"])["rounds"] == 1
+    finally:
+        folder.chmod(0o755)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 def test_a_file_of_schema_1_is_brought_up_to_date_and_keeps_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "measurements.db"
     with contextlib.closing(sqlite3.connect(path)) as old:

@@ -14,7 +14,7 @@ from reports.figures.designs import QUALITIES, costs_info, front_of, pareto_info
 from reports.figures.memory import memory_info
 from reports.figures.operators import operators_info
 from reports.figures.parameters import parameters_info
-from reports.figures.predicted import plot_errors, predicted_info
+from reports.figures.predicted import plot_errors, predicted_chart, predicted_info
 from reports.figures.roofline import roofline_info
 from reports.figures.samples import POINTS, samples_info
 from reports.figures.strips import STRIPS, strips_info
@@ -142,6 +142,18 @@ def test_error_is_signed_and_rows_with_one_side_are_counted() -> None:
     assert figure["data"][0]["x"] == pytest.approx([25.0, -4.7619], abs=1e-3)
     assert figure["layout"]["yaxis"]["ticktext"] == ["<b>m</b>", "decode at 1,024", "decode at 4,096"]
     assert figure["data"][0]["y"] == [1, 2]
+
+
+def test_what_was_predicted_beyond_the_measured_lengths_is_marked() -> None:
+    row = PredictedRow(model="m", trained=True, workload="decode@8", unit="ms", predicted=10.0, low=9.0, high=11.0, measured=9.5)
+    for extrapolated in (False, True):
+        report = Report(title="", subtitle="", predicted=(replace(row, extrapolated=extrapolated),))
+        chart = predicted_chart(report)
+        assert chart is not None
+        assert chart.table is not None
+        assert ("beyond the measured lengths" in chart.caption) is extrapolated
+        assert chart.views[0].figure["layout"]["yaxis"]["ticktext"][1] == "decode at 8" + "*" * extrapolated
+        assert ("extrapolated" in str(chart.table.rows)) is extrapolated
 
 
 def test_blocks_beside_the_model_tell_whether_the_machine_changed() -> None:
