@@ -3,8 +3,8 @@
     python benchmarks/repeatability.py [SPACE] --into DIR [--apart 3600]
 
 Profiles into DIR/first, waits until `--apart` seconds after its end, profiles into DIR/second, and compares each entry of the two tables:
-how many ratios have 1 within their 90 % interval (nine of ten should), and how far the ratios spread. What is in DIR is not measured
-again, so `--stop-after-first` lets the machine be used by others meanwhile; the second call waits only for what is left of `--apart`.
+how many ratios are 1 within the tables' 90 % intervals (nine of ten should be), and how far the ratios spread. What is in DIR is not
+measured again, so `--stop-after-first` lets the machine be used by others meanwhile; the second call waits for what is left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from archsearch.compare import Comparison, compare, load_side
+from archsearch.compare import Side, load_side
+from archsearch.estimate import row_summary
 from archsearch.profile import profile
 from archsearch.space import Space
 from devices import open_device
@@ -34,15 +35,20 @@ def measure(space: Space, folder: Path) -> float:
     return float(ended.read_text())
 
 
-def report(comparison: Comparison) -> None:
-    for pair in comparison.pairs:
-        mark = " " if pair.low <= 1 <= pair.high else "!"
-        times = f"{pair.a_ms:8.4f} {pair.b_ms:8.4f} ms"
-        print(f"{mark} {pair.label:<18} {pair.workload.label:<14} {times}  {pair.ratio:.3f} ({pair.low:.3f}-{pair.high:.3f})")
-    ratios = np.array([pair.ratio for pair in comparison.pairs])
-    agreeing = sum(pair.low <= 1 <= pair.high for pair in comparison.pairs)
-    half = np.median([(pair.high - pair.low) / 2 / pair.ratio for pair in comparison.pairs])
-    print(f"{agreeing} of {len(ratios)} entries agree within their 90 % intervals ({agreeing / len(ratios):.0%}); half widths {half:.1%}")
+def report(a: Side, b: Side) -> None:
+    """An entry agrees where the ratio lies within both intervals, added in quadrature."""
+    ratios, halves, agreeing = [], [], 0
+    for key in (key for key in a.rows if key in b.rows):
+        one, two = row_summary(a.rows[key]), row_summary(b.rows[key])
+        ratio, half = two.value / one.value, float(np.hypot(one.relative, two.relative))
+        inside = abs(np.log(ratio)) <= half
+        agreeing += inside
+        ratios.append(ratio)
+        halves.append(half)
+        label = a.rows[key].subject["label"]
+        print(f"{' ' if inside else '!'} {label:<18} {key[1].label:<14} {one.value:8.4f} {two.value:8.4f} ms  {ratio:.3f} +-{half:.1%}")
+    share = agreeing / len(ratios)
+    print(f"{agreeing} of {len(ratios)} entries agree within their 90 % intervals ({share:.0%}); half widths {np.median(halves):.1%}")
     low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
     worst = max(ratios, key=lambda ratio: abs(np.log(ratio)))
     print(f"second / first: median {middle:.3f}, 5th to 95th percentile {low:.3f} to {high:.3f}, worst {worst:.3f}")
@@ -66,7 +72,7 @@ def main() -> None:
             time.sleep(left)
     second = measure(space, options.into / "second")
     print(f"{(second - ended) / 60:.0f} minutes apart")
-    report(compare(load_side(options.into / "first"), load_side(options.into / "second")))
+    report(load_side(options.into / "first"), load_side(options.into / "second"))
 
 
 if __name__ == "__main__":
