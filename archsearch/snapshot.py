@@ -30,6 +30,9 @@ def snapshot(file: Path) -> Iterator[Path]:
                 source.close()
                 target.close()
         except sqlite3.Error as error:
+            if not isinstance(error, sqlite3.OperationalError):
+                how = "move it away, or rescue it with sqlite3's .recover"
+                raise StoreError(f"{file}: cannot be read: corrupt or not a database ({error}); {how}") from error
             how = "copy it, with its -wal file, to a folder that can be written"
             raise StoreError(f"{file}: cannot be read as measurements ({error}); {how}") from error
         yield copy
