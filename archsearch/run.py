@@ -165,12 +165,12 @@ def make_searcher(
     return Searcher(space, tables, evaluator, run_dir, budgets=merged, trials=trials, seed=seed, storage=storage, baseline=parent)
 
 
-def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult) -> None:
-    """Write search.json and, when a layout was found, spec.toml and front/."""
+def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult, *, chosen: Path | None = None) -> None:
+    """Write search.json and, when a layout was found, its spec (to `chosen`; default: RUN/spec.toml) and front/."""
     from archsearch.search import write_results
 
     if result.best is not None:
-        write_results(result, searcher)
+        write_results(result, searcher, chosen=chosen)
     document = result.to_dict() | {
         "budgets": {budget.name: budget.limit for budget in searcher.budgets},
         "limits": [str(budget) for budget in searcher.budgets],

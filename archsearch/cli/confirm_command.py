@@ -36,6 +36,7 @@ def confirm(
     from archsearch.errors import InputError
     from archsearch.files import write_atomic
     from archsearch.run import claim, load_table, make_searcher
+    from archsearch.search.files import place_of_choice
     from archsearch.spec import ArchSpec
 
     if workers == 0 and not storage:
@@ -54,7 +55,7 @@ def confirm(
     if winner is not None:
         from dataclasses import replace
 
-        chosen = run / "spec.toml"
+        chosen = place_of_choice(run, winner.spec)
         kept = ArchSpec.read(chosen) if chosen.exists() else winner.spec
         origin = kept.origin if kept.spec_id == winner.spec.spec_id else {"study": searcher.study_name, "device": table.device}
         confirmed = {"why": document["why"], **winner.to_dict()}

@@ -48,6 +48,7 @@ def search(
     from archsearch.errors import InputError
     from archsearch.run import claim, infeasible, keep_result, load_tables, make_searcher
     from archsearch.search import resolve as answer
+    from archsearch.search.files import place_of_choice
 
     budgets = [parse_budget(text) for text in budget or []]
     if workers == 0 and not storage:
@@ -65,11 +66,12 @@ def search(
             for event in searcher.run():
                 show(bar, event)
         result = searcher.result()
-    keep_result(run, searcher, result)
+    chosen = place_of_choice(run, result.best.spec) if result.best is not None else None
+    keep_result(run, searcher, result, chosen=chosen)
     if json_output:
         print_json(result.to_dict())
     elif result.feasible:
-        print_result(result, searcher, run, trained_nothing=at_once)
+        print_result(result, searcher, chosen, trained_nothing=at_once)
     else:
         print_unreachable(result)
     if not result.feasible:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from archsearch.spec import ArchSpec
 
 
-def print_result(result: SearchResult, searcher: Searcher, run: Path, *, trained_nothing: bool = False) -> None:
+def print_result(result: SearchResult, searcher: Searcher, chosen: Path | None, *, trained_nothing: bool = False) -> None:
     """The front, the chosen layout marked, and what was not trained but is expected to be on it."""
     latency, memory = str(searcher.latency), str(searcher.memory)
     rows = []
@@ -41,8 +41,10 @@ def print_result(result: SearchResult, searcher: Searcher, run: Path, *, trained
         stdout.print(f"certificate: at {points} latencies at most {gap:.2%} is left, were quality additive (HiGHS)", style="dim")
     if trained_nothing:
         stdout.print(f"{len(searcher.trained)} trained layouts answered, none was trained for this; --trials N trains", style="dim")
-    if result.best is not None:
-        stdout.print(f"chosen: {run / 'spec.toml'}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
+    if chosen is not None:
+        if chosen.name != "spec.toml":
+            stdout.print(f"{chosen.parent / 'spec.toml'} is left as it is: it belongs to the trained checkpoint beside it")
+        stdout.print(f"chosen: {chosen}; quality is that of 64-channel copies, not yet validated at full width", style="dim")
     else:
         stdout.print("no layout within these budgets is trained, so none is chosen; --trials N trains N of them", style="yellow")
 

@@ -19,6 +19,7 @@ def worker(
     heartbeat: Annotated[
         int, typer.Option("--heartbeat", min=1, metavar="SECONDS", help="Between signs of life; who comes first decides for all.")
     ] = 20,
+    wait: Annotated[bool, typer.Option("--wait", help="Start before the search: wait for one in a database that holds none yet.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train for searches on other machines: takes work from a shared storage until stopped."""
@@ -26,9 +27,13 @@ def worker(
     import time
 
     from archsearch.cli.tables import stderr
-    from archsearch.search.queue import TrainingQueue
+    from archsearch.search.queue import TrainingQueue, check_shared
+    from archsearch.search.storage import require_search
     from archsearch.search.worker import LocalWorkers
 
+    check_shared(storage)
+    if not wait:
+        require_search(storage)  # a mistyped URL would be a new database, and an endless wait
     queue = TrainingQueue(storage, heartbeat_s=heartbeat)  # a wrong URL is one line here, not one from every process
     count = workers or os.cpu_count() or 1
     stderr.print(f"{count} worker{'s' if count > 1 else ''}; Ctrl-C stops them and hands on what they have not finished", style="dim")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archsearch import __version__
-from archsearch.errors import RunError
+from archsearch.errors import CheckpointError, RunError
 from archsearch.search.result import FrontPoint, SearchResult
 from archsearch.spec import ArchSpec
 
@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     from archsearch.search.study import Searcher
 
 
-def write_results(result: SearchResult, searcher: Searcher) -> Path:
-    """Write the chosen spec to RUN/spec.toml and the front to RUN/front/, each with where it came from.
+def place_of_choice(run_dir: Path, spec: ArchSpec) -> Path:
+    """RUN/spec.toml; RUN/choice.toml where RUN/checkpoint holds another layout: a checkpoint and its spec stay together."""
+    from archsearch.checkpoint import Checkpoint, is_checkpoint
+
+    out = run_dir / "checkpoint"
+    if not is_checkpoint(out):
+        return run_dir / "spec.toml"
+    try:
+        same = Checkpoint.open(out).spec.spec_id == spec.spec_id
+    except CheckpointError:  # damaged: whoever mends it needs its spec
+        same = False
+    return run_dir / ("spec.toml" if same else "choice.toml")
+
+
+def write_results(result: SearchResult, searcher: Searcher, *, chosen: Path | None = None) -> Path:
+    """Write the chosen spec to `chosen` (default: RUN/spec.toml) and the front to RUN/front/, each with where it came from.
 
     Raises:
         RunError: nothing was found, or the place cannot be written.
@@ -45,6 +59,6 @@ def write_results(result: SearchResult, searcher: Searcher) -> Path:
         with_origin(point, f"{searcher.space.name}-{point.spec.spec_id}").write(directory / f"{point.spec.spec_id}.toml")
     for stale in set(directory.glob("*.toml")) - {directory / f"{point.spec.spec_id}.toml" for point in result.front}:
         stale.unlink()
-    chosen = searcher.run_dir / "spec.toml"
+    chosen = chosen or searcher.run_dir / "spec.toml"
     with_origin(result.best, searcher.space.name).write(chosen)
     return chosen

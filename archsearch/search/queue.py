@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 from archsearch.errors import StoreError
 from archsearch.quality import QualityResult, Training
 from archsearch.search.owner import owner
-from archsearch.search.storage import RETRIES, is_database, open_storage, shown, storage_errors, with_driver
+from archsearch.search.storage import QUEUE, RETRIES, is_database, open_storage, shown, storage_errors, with_driver
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-QUEUE = "archsearch trainings"
 HEARTBEAT_S = 20
 MISSED = 3
 """So many signs of life in a row have to be missing before a worker counts as dead."""
@@ -40,6 +39,14 @@ class Taken:
 
     training: Training
     trial: FrozenTrial
+
+
+def check_shared(url: str) -> None:
+    """Raises:
+    StoreError: several processes cannot share what is at `url`.
+    """
+    if not is_database(url):
+        raise StoreError(f"{shown(url)}: workers share a database; give postgresql://USER@HOST/NAME, or sqlite:///FILE on one machine")
 
 
 class TrainingQueue:
@@ -58,8 +65,7 @@ class TrainingQueue:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.url = with_driver(url)
-        if not is_database(url):
-            raise StoreError(f"{shown(url)}: workers share a database; give postgresql://USER@HOST/NAME, or sqlite:///FILE on one machine")
+        check_shared(url)
         self._storage = open_storage(self.url, heartbeat_s=heartbeat_s, grace_s=MISSED * heartbeat_s)
         with storage_errors(self.url, opening=True):
             self._study = optuna.create_study(study_name=QUEUE, storage=self._storage, load_if_exists=True)

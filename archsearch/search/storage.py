@@ -15,6 +15,9 @@ from archsearch.errors import StoreError
 RETRIES = 1
 """A trial whose worker was killed is tried once more: what kills two workers may be the trial itself."""
 
+QUEUE = "archsearch trainings"
+"""The study that is the queue of workers (`archsearch.search.queue`)."""
+
 OPENINGS = 8
 """Attempts to open a storage whose tables others are making at the same moment."""
 
@@ -69,6 +72,32 @@ def open_storage(url: str, *, heartbeat_s: int | None = None, grace_s: int | Non
         event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
         return storage
+
+
+def require_search(url: str) -> None:
+    """That a database holds a search of ours; nothing is made where there is none.
+
+    Raises:
+        StoreError: it does not exist, holds no search, or cannot be reached.
+    """
+    import optuna
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.engine import make_url
+
+    hint = "correct the URL, start the search first, or give --wait to wait for one"
+    with storage_errors(url, opening=True):
+        place = make_url(with_driver(url))
+    if place.drivername.startswith("sqlite") and not (place.database and Path(place.database).exists()):
+        raise StoreError(f"{shown(url)}: no such database; {hint}")
+    with storage_errors(url, opening=True):
+        engine = create_engine(place)
+        try:
+            is_optuna = inspect(engine).has_table("studies")  # before Optuna, which would make its tables
+        finally:
+            engine.dispose()
+        studies = optuna.get_all_study_summaries(open_storage(url)) if is_optuna else []
+    if not any("space_id" in study.user_attrs or study.study_name == QUEUE for study in studies):
+        raise StoreError(f"{shown(url)}: holds no search of archsearch; {hint}")
 
 
 def _database(url: str, **options: Any) -> Any:

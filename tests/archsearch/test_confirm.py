@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from search_fakes import AnalyticTable, as_table, space_of
-from test_search import search, searcher_of
+from search_harness import search, searcher_of
 
 from archsearch.budgets import parse_budget
 from archsearch.confirm import Contest, Standing, document_of, make_contest, standings, train_contest, verdict

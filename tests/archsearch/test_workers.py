@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 from command_line import ENVIRONMENT, command, run_command
@@ -24,8 +26,10 @@ from test_quality_evaluator import spec_of, wait_for
 from archsearch.errors import StoreError
 from archsearch.quality import LayoutQuality, QualityResult, QualitySettings, ResultFile, Training
 from archsearch.search import queue as queues
+from archsearch.search.book import open_study
 from archsearch.search.queue import DIED, TrainingQueue
 from archsearch.search.shared import SharedEvaluator
+from archsearch.search.storage import require_search
 from archsearch.search.worker import patiently, work
 
 SHORT = QualitySettings(recall_steps=2, text_steps=1)
@@ -186,7 +190,7 @@ def test_a_storage_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch
 def start_worker(url: str, *arguments: str) -> subprocess.Popen[str]:
     """The documented line, once for each worker."""
     return subprocess.Popen(
-        command("worker", url, "--workers", "1", "--idle", "8", "--json", *arguments),
+        command("worker", url, "--wait", "--workers", "1", "--idle", "8", "--json", *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -282,6 +286,32 @@ def test_mistakes_of_the_worker_command_are_one_line(tmp_path: Path) -> None:
     assert "secret" not in refused.err
     for url in ("redis://127.0.0.1:1/0", "nonsense"):
         assert "workers share a database; give postgresql://" in run_command("worker", url).error
+    mistyped = run_command("worker", f"sqlite:///{tmp_path / 'stduy.db'}")
+    assert mistyped.status == 1
+    assert "no such database" in mistyped.error
+    assert "--wait" in mistyped.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_serves_only_a_database_that_holds_a_search(tmp_path: Path) -> None:
+    """And asking leaves a foreign database as it was."""
+    path = tmp_path / "other.db"
+    url = f"sqlite:///{path}"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"holds no search of archsearch; .*--wait"):
+        require_search(url)
+    assert path.read_bytes() == before
+    foreign = f"sqlite:///{tmp_path / 'foreign.db'}"
+    optuna.create_study(study_name="somebody's", storage=foreign)
+    with pytest.raises(StoreError, match="holds no search of archsearch"):
+        require_search(foreign)
+    TrainingQueue(foreign).close()
+    require_search(foreign)
+    study = f"sqlite:///{tmp_path / 'study.db'}"
+    open_study(study, "small-1", 0, {"space_id": "1"})
+    require_search(study)
 
 
 @pytest.mark.slow
@@ -310,7 +340,7 @@ TWO_SEARCHES = """
 import json, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_search import searcher_of
+from search_harness import searcher_of
 from search_fakes import FakeEvaluator, space_of
 from archsearch.search import study
 
