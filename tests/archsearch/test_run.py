@@ -212,6 +212,18 @@ def test_search_with_other_budgets_trains_nothing_again(copy: Path, space: Path,
     assert (copy / "quality.jsonl").read_bytes() == trained
 
 
+def test_a_choice_beside_another_checkpoint_goes_elsewhere_and_says_so(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:
+    chosen = (copy / "spec.toml").read_bytes()
+    (copy / "checkpoint" / "spec.toml").write_text("torn")  # so that it is not the checkpoint of any choice
+    ended = call("search", space, "--run", copy, "--resolve")
+    assert ended.status == 0, ended.err
+    said = " ".join(ended.out.split())
+    assert "is left as it is: it belongs to the trained checkpoint" in said
+    assert "choice.toml" in said
+    assert (copy / "spec.toml").read_bytes() == chosen
+    assert (copy / "choice.toml").exists()
+
+
 def test_impossible_budgets_say_what_can_be_reached(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:
     chosen = (copy / "spec.toml").read_bytes()
     ended = call("search", space, "--run", copy, "--budget", "decode_ms@64<=1e-6", "--budget", "parameters<=1e9", "--json")
