@@ -19,9 +19,8 @@ from archsearch.budgets import Budget, combine, parse_held
 from archsearch.emulated import usable
 from archsearch.errors import InputError, RunError
 from archsearch.files import write_atomic
-from archsearch.fleet import refuse_twins
+from archsearch.fleet import profile_all, refuse_twins
 from archsearch.predict import CostTable
-from archsearch.profile import profile
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Store
@@ -44,7 +43,8 @@ class StageEvent:
 
     stage: Stage
     event: Any = None
-    note: str = ""
+    device: str = ""
+    """The device an event of the profile is about; devices are measured side by side."""
 
 
 @dataclass(kw_only=True)
@@ -209,10 +209,10 @@ def run(
     refuse_twins(devices)
     space = claim(run_dir, space_path)
     first = device_ids[0]
+    yield StageEvent(stage="profile")
+    for device_id, measured in profile_all(space, run_dir, devices):
+        yield StageEvent(stage="profile", event=measured, device=device_id)
     for device_id, device in devices.items():
-        yield StageEvent(stage="profile", note=device_id)
-        for measured in profile(space, run_dir, device):
-            yield StageEvent(stage="profile", event=measured)
         keep_limits(run_dir, device_id, device, space.threads)
     yield StageEvent(stage="search")
     searcher = make_searcher(space, run_dir, load_tables(run_dir, device_ids), budgets, trials=trials, seed=seed)

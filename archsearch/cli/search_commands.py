@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from archsearch.cli.app import BudgetOption, DevicesOption, JsonOption, RunOption, app, print_json
+
+if TYPE_CHECKING:
+    from archsearch.cli.progress import Bar
 
 TrialsOption = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Layouts to train; default: the space's.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="Default: the space's.")]
@@ -97,26 +100,26 @@ def run(
 
     from archsearch.budgets import parse_budget
     from archsearch.cli.inspect_commands import print_document
-    from archsearch.cli.progress import Bar, show
+    from archsearch.cli.progress import show, side_by_side
     from archsearch.cli.tables import stderr, stdout
     from archsearch.run import STAGES, RunOutcome
     from archsearch.run import run as run_stages
 
     budgets = [parse_budget(text) for text in budget or []]
     outcome = RunOutcome()
+    ids = list(dict.fromkeys(device or ["local"]))
     began = time.monotonic()
     with contextlib.ExitStack() as bars:
-        bar: Any = None
-        for event in run_stages(space, run, device or ["local"], budgets=budgets, trials=trials, seed=seed, outcome=outcome):
+        lines: dict[str, Bar] = {}
+        for event in run_stages(space, run, ids, budgets=budgets, trials=trials, seed=seed, outcome=outcome):
             if event.event is None:
                 bars.close()
                 number = STAGES.index(event.stage) + 1
                 elapsed = time.monotonic() - began
-                where = f" on {event.note}" if event.note else ""
-                stderr.print(f"[bold cyan]{number}/{len(STAGES)}[/] {_WORDS[event.stage]}{where} [dim]({elapsed / 60:.1f} min)[/]")
-                bar = bars.enter_context(Bar(event.stage))
+                stderr.print(f"[bold cyan]{number}/{len(STAGES)}[/] {_WORDS[event.stage]} [dim]({elapsed / 60:.1f} min)[/]")
+                lines = bars.enter_context(side_by_side(event.stage, ids if event.stage == "profile" else [""]))
             else:
-                show(bar, event.event)
+                show(lines[event.device], event.event)
     if json_output:
         print_json(
             {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
+from archsearch import run as stages
 from archsearch.errors import InputError, RunError
 from archsearch.fleet import profile_all
 from archsearch.space import Space
@@ -100,6 +101,25 @@ def test_leaving_ends_the_workers(tmp_path: Path) -> None:
     events.close()  # type: ignore[attr-defined]
     assert set(threading.enumerate()) <= before
     assert done(tmp_path, "adb:A")[0] + done(tmp_path, "adb:B")[0] < 38
+
+
+def test_run_measures_phones_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text(TOML)
+    barrier = threading.Barrier(2)
+    monkeypatch.setattr(stages, "open_device", lambda name: Named(name, barrier))
+    measured: list[str] = []
+    events = stages.run(space, tmp_path / "run", ["adb:A", "adb:B"], outcome=stages.RunOutcome())
+    for event in events:
+        if event.stage == "search":
+            break
+        if event.event is not None:
+            measured.append(event.device)
+    events.close()  # type: ignore[attr-defined]
+    assert set(measured) == {"adb:A", "adb:B"}
+    for name in set(measured):
+        complete, total = done(tmp_path / "run", name)
+        assert complete == total > 0
 
 
 @pytest.mark.slow
