@@ -3,6 +3,7 @@
 DeviceError
 ├── DeviceBusyError
 │   ├── UnauthorizedError     the phone has not accepted this machine's key
+│   │   └── NoKeyError        this machine has none
 │   ├── OfflineError          known, but it does not answer
 │   ├── UsbBusyError          another program holds its USB interface
 │   ├── UsbRightsError        this user may not open its USB interface

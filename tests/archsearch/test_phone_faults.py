@@ -1,4 +1,23 @@
-"""Profiles of a phone through everything that happens to phones: nothing measured is lost, nothing is left running, it goes on."""
+"""Profiles of a phone, behind a real adbd, through everything that happens to phones.
+
+After each fault: what was measured is kept bit by bit and the profile resumes (`resumed`, or the same in place), no agent is left on the
+phone (the `device` fixture looks), and the error, where there is one, names the device and the way out.
+
+| fault | test |
+|---|---|
+| cable pulled during a push | test_the_cable_is_pulled_during_a_push |
+| cable pulled during a run | test_the_cable_is_pulled_during_a_run, test_a_loose_cable_is_waited_for |
+| cable pulled during a pull | the same: results stream while they are measured, and nothing is pulled |
+| agent killed | test_the_agent_dies |
+| agent hangs | test_the_agent_hangs, test_a_hung_agent_and_a_pulled_cable |
+| phone out of space | test_the_phone_is_full, test_the_phone_fills_up_during_a_push |
+| phone reboots (adbd restarts) | test_the_phone_restarts |
+| slow link, silent link | test_a_slow_cable (no error: it takes its time), test_a_connection_that_says_nothing_any_more |
+| wrong key | test_the_wrong_key |
+| two clients at once | test_two_clients_at_once |
+| the same phone listed twice | test_the_same_phone_listed_twice |
+| this program ends | test_this_program_ends |
+"""
 
 from __future__ import annotations
 
@@ -14,13 +33,15 @@ from typing import Any
 
 import pytest
 
+from archsearch.errors import InputError
+from archsearch.fleet import profile_all
 from archsearch.profile import ProfileEvent, profile
 from archsearch.space import Space
 from archsearch.store import Store
 from devices import DeviceError, open_device
 from devices.adb import direct
 from devices.adb.device import PhoneDevice
-from devices.adb.errors import LinkLostError, PhoneFullError, UnauthorizedError
+from devices.adb.errors import InUseError, LinkLostError, PhoneFullError, UnauthorizedError
 from tests.archsearch.spaces import small
 from tests.phone.phone import FakePhone
 
@@ -103,7 +124,7 @@ def test_the_cable_is_pulled_during_a_run(phone: FakePhone, device: PhoneDevice,
     events = profile(Space.from_dict(TINY), tmp_path, device)
     until(events, "latency", 3)
     phone.unplug()
-    with pytest.raises(LinkLostError, match="what was measured is kept"):
+    with pytest.raises(LinkLostError, match=rf"^{device.device_id}: .*replug it.*what was measured is kept"):
         list(events)
     assert len(samples(tmp_path)) >= 3
     assert nothing_runs(phone)
@@ -144,7 +165,7 @@ def test_a_connection_that_says_nothing_any_more(
     events = profile(space, tmp_path, device)
     until(events, "latency", 2)
     phone.relay(frozen=True)
-    with pytest.raises(LinkLostError, match="no answer for 3 s"):
+    with pytest.raises(LinkLostError, match=rf"^{device.device_id}: .*no answer for 3 s.*replug it"):
         list(events)
     phone.unplug()
     phone.relay(frozen=False, plugged=True)
@@ -168,7 +189,7 @@ def test_the_phone_restarts(phone: FakePhone, device: PhoneDevice, tmp_path: Pat
     if waits:
         list(events)
     else:
-        with pytest.raises(LinkLostError):
+        with pytest.raises(LinkLostError, match=rf"^{device.device_id}: .*replug it"):
             list(events)
         restart.join()
         resumed(tmp_path, device)
@@ -198,7 +219,7 @@ def test_the_phone_fills_up_during_a_push(phone: FakePhone, device: PhoneDevice,
         stat = os.statvfs(place)
         os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - 65536)
     monkeypatch.setattr(files, "free_bytes", lambda link: None)  # a phone that does not say
-    with pytest.raises(PhoneFullError, match="no space left"):
+    with pytest.raises(PhoneFullError, match=rf"^{device.device_id}: no space left .*free some there"):
         list(profile(Space.from_dict(TINY), tmp_path, device))
     ballast.unlink()
     resumed(tmp_path, device)
@@ -219,7 +240,7 @@ def test_the_wrong_key(phone: FakePhone, device: PhoneDevice, tmp_path: Path, mo
     phone.relay(public_key=public_pem(tmp_path / "other"), plugged=False)
     phone.plug()
     device.patience_s = 5.0
-    with pytest.raises(UnauthorizedError, match="accept the USB debugging question"):
+    with pytest.raises(UnauthorizedError, match=rf"^{device.device_id}: .*accept the USB debugging question"):
         list(events)
     phone.relay(public_key=public_pem(keys / "adbkey"))
     resumed(tmp_path / "run", device)
@@ -243,6 +264,23 @@ def test_the_agent_dies(phone: FakePhone, device: PhoneDevice, tmp_path: Path, h
     assert before.items() <= samples(tmp_path).items()
 
 
+def test_the_agent_hangs(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
+    space = Space.from_dict(TINY | {"measure": TINY["measure"] | {"timeout_s": 3}})
+    events = profile(space, tmp_path, device)
+    until(events, "latency", 3)
+    before = samples(tmp_path)
+    (agent,) = phone.processes("devices.agent")
+    os.kill(agent, signal.SIGSTOP)
+    failures = [event.failed for event in events if event.failed]
+    assert len(failures) == 1, "one case hung, the others are measured"
+    assert "no sign of life for 3 s" in failures[0]
+    assert "larger timeout" in failures[0]
+    assert agent not in phone.processes()
+    list(profile(space, tmp_path, device, retry_failed=True))
+    assert complete(tmp_path)
+    assert before.items() <= samples(tmp_path).items()
+
+
 def test_a_hung_agent_and_a_pulled_cable(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
     # adbd's hanging up does not end a process that is stopped: the next run has to.
     events = profile(Space.from_dict(TINY), tmp_path, device)
@@ -255,6 +293,35 @@ def test_a_hung_agent_and_a_pulled_cable(phone: FakePhone, device: PhoneDevice, 
     phone.plug()
     resumed(tmp_path, device)
     assert agent not in phone.processes()
+
+
+# -- others ------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_clients_at_once(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
+    space = Space.from_dict(TINY)
+    first = profile(space, tmp_path / "first", device)
+    until(first, "latency", 3)
+    (agent,) = phone.processes("devices.agent")
+    with pytest.raises(InUseError, match=rf"^{device.device_id}: another archsearch measures on it .*wait for it, or stop it"):
+        list(profile(space, tmp_path / "second", open_device(device.device_id)))
+    assert phone.processes("devices.agent") == [agent], "the second one ended the agent of the first"
+    list(first)
+    assert complete(tmp_path / "first")
+    resumed(tmp_path / "second", device)
+
+
+def test_the_same_phone_listed_twice(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
+    space = Space.from_dict(TINY)
+    events = profile_all(space, tmp_path, {device.device_id: device})
+    until((event for _, event in events), "latency", 3)
+    events.close()  # type: ignore[attr-defined]
+    other = device.device_id.replace("127.0.0.1", "localhost")
+    both = {device.device_id: device, other: open_device(other)}
+    with pytest.raises(InputError, match=rf"{device.device_id} and {other} are the same device .*: name it once"):
+        list(profile_all(space, tmp_path, both))
+    assert samples(tmp_path)
+    resumed(tmp_path, device)
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------------
