@@ -91,9 +91,18 @@ def _release(guard: ShellProcess) -> None:
 
 
 def kill_leftovers(link: Link) -> list[int]:
-    """End every program whose working folder is one of our bundles; returns their process ids. Only the lock's holder may do this."""
+    """End every program whose working folder is one of our bundles, and wait, a second at most, until they are gone.
+
+    Only the lock's holder may do this.
+
+    Returns:
+        Their process ids.
+    """
     listing = run(link, "ls -l /proc/[0-9]*/cwd 2>/dev/null").stdout
     found = [int(pid) for pid in re.findall(rf"/proc/(\d+)/cwd -> {HOME}/bundles/", listing)]
     if found:
-        run(link, f"kill -9 {' '.join(map(str, found))}")
+        # A killed process takes a moment to be gone (one that nobody reaps has no cwd), and nothing may be timed beside it.
+        pids = " ".join(map(str, found))
+        gone = "while [ -e /proc/$p/cwd ] && [ $n -lt 50 ]; do sleep 0.02; n=$((n + 1)); done"
+        run(link, f"kill -9 {pids}; n=0; for p in {pids}; do {gone}; done")
     return found
