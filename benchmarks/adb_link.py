@@ -18,9 +18,9 @@ import numpy as np
 
 from archsearch.cases import block_subject, make_case, write_subject
 from archsearch.workload import Workload
-from devices.adb.bundle import Bundle
 from devices.adb.device import PhoneDevice
 from devices.base import Device
+from devices.bundle import Bundle
 from devices.local import LocalDevice
 from devices.plan import Case, Failed, RoundResult, RunPlan
 from operators.graph import read_info

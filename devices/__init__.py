@@ -47,8 +47,8 @@ def open_device(device_id: str) -> Device:
             raise DeviceBusyError(f"local: {problem}")
         return LocalDevice()
     if re.fullmatch(r"adb:\S+", device_id):
-        from devices.adb.bundle import find_bundle
         from devices.adb.device import PhoneDevice
+        from devices.build import find_bundle
 
         return PhoneDevice(device_id, find_bundle)
     known = ", ".join(info.device_id for info in list_devices())

@@ -1,4 +1,4 @@
-"""Building agent bundles: compile the C agent, lay what else it needs beside it, keep the result by what went into it."""
+"""Building agent bundles and finding them again: compile the C agent, lay what it needs beside it, keep the result by what went into it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from devices.bundle import Bundle, BundleError, file_sha256
 from devices.machine import runtime_name
-from devices.recipes import SOURCES, Program, Recipe
+from devices.recipes import PROCESSORS, SOURCES, Program, Recipe
 
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
 
@@ -94,6 +94,29 @@ def built(abi: str, *, cache: Path | None = None) -> Bundle | None:
     places = [place for target in ("bionic", "glibc") for place in (cache or cache_folder()).glob(f"{target}-{abi}-*")]
     whole = [bundle for place in places if (bundle := _whole(place)) and bundle.source_sha256 == source_sha256()]
     return max(whole, key=rank, default=None)
+
+
+def find_bundle(abis: Sequence[str]) -> Bundle:
+    """A phone's bundle: in the folder that ARCHSEARCH_AGENT names, or else what `archsearch agent build` has left in the cache.
+
+    Args:
+        abis: what the phone's processor runs, the best first.
+
+    Raises:
+        BundleError: there is none; says how to make one.
+    """
+    if chosen := os.environ.get("ARCHSEARCH_AGENT"):
+        bundle = Bundle.read(Path(chosen))
+        if bundle.abi not in abis:
+            raise BundleError(f"ARCHSEARCH_AGENT={chosen} is for {bundle.abi}: build one for it with `archsearch agent build`")
+        return bundle
+    known = [abi for abi in PROCESSORS if abi in abis]
+    for abi in known:
+        if found := built(abi):
+            return found
+    if not known:
+        raise BundleError(f"there are agents for {' and '.join(PROCESSORS)}: `archsearch agent build --help`")
+    raise BundleError(f"build one with `archsearch agent build --abi {known[0]}`, then run this again")
 
 
 def _key(recipe: Recipe, compiler: str) -> str:

@@ -1,7 +1,8 @@
 """Agent bundles: a folder with the C agent, ONNX Runtime and all else that it needs on the machine it is for.
 
 A bundle's entry is its program `agent`, which runs from any working directory. `manifest.json` tells what is in it, so that a phone
-gets it once and a damaged one is noticed. Bundles are made by `devices.build`, in a folder named after everything that went into them.
+gets it once and a damaged one is noticed. `devices.recipes` says what goes into one, `devices.build` makes it and finds it again, in a
+folder named after everything that went into it, and `devices.adb.files` brings it to a phone.
 """
 
 from __future__ import annotations

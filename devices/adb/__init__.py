@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from devices.adb import describe
-from devices.adb.bundle import find_bundle
 from devices.adb.links import connect, problem_of, state_of
 from devices.adb.server import AdbServer
 from devices.adb.shell import run
 from devices.base import DeviceError, DeviceInfo
+from devices.build import find_bundle
+from devices.bundle import BundleError
 
 LISTING_LIMIT_S = 5.0
 """For a phone to describe itself when devices are listed."""
@@ -28,7 +29,7 @@ def _with_agent(device_id: str, description: describe.Description) -> DeviceInfo
     """A phone that answers, and whether there is an agent for it."""
     try:
         return describe.device_info(device_id, description, runtime=find_bundle(description.abis).runtime, problem=None)
-    except ValueError as error:
+    except BundleError as error:
         return describe.device_info(device_id, description, runtime=None, problem=f"no agent for it yet: {error}")
 
 

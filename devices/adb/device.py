@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from devices.adb import describe, state
-from devices.adb.bundle import ENTRY, Bundle
 from devices.adb.errors import LinkLostError, NotAttachedError, OfflineError, WrongAbiError
-from devices.adb.files import Folder, bring, model_files, model_folder
+from devices.adb.files import Folder, bring, bundle_folder, model_files, model_folder
 from devices.adb.links import connect
 from devices.adb.session import Session, taken
 from devices.adb.shell import ShellProcess, check, run, running
 from devices.adb.stream import Link
 from devices.base import AgentError, DeviceInfo
+from devices.bundle import ENTRY, Bundle, BundleError
 from devices.host import Progress, supervise, tail
 from devices.local import HUGE_PAGES, QUIET
 from devices.plan import Case, Event, Failed, RunPlan, Started
@@ -32,7 +32,7 @@ LOSSES = 3
 COOLING_LIMIT_S = 180.0
 KILL_LIMIT_S = 10.0
 FindBundle = Callable[[tuple[str, ...]], Bundle]
-"""The bundle for one of these ABIs, the phone's best first; raises ValueError, with a way out, when there is none."""
+"""The bundle for one of these ABIs, the phone's best first; raises BundleError, with a way out, when there is none."""
 
 
 class PhoneDevice:
@@ -57,7 +57,7 @@ class PhoneDevice:
             link.close()
         try:
             self.bundle = find_bundle(self.description.abis)
-        except ValueError as error:
+        except BundleError as error:
             raise WrongAbiError(device_id, ", ".join(self.description.abis), str(error)) from error
         self._info = describe.device_info(device_id, self.description, runtime=self.bundle.runtime, problem=None)
 
@@ -89,7 +89,7 @@ class PhoneDevice:
             link = connect(self.device_id)
             stack.callback(link.close)
             session = stack.enter_context(taken(link))
-            agent = self.bundle.folder
+            agent = bundle_folder(self.bundle)
             models: dict[Path, Folder] = {}
             for case in progress.left:
                 if failed := self._refused(case):

@@ -21,6 +21,7 @@ from devices.adb.session import HOME
 from devices.adb.shell import check, run
 from devices.adb.stream import Link
 from devices.adb.sync import PushFailed, push
+from devices.bundle import Bundle
 
 log = logging.getLogger(__name__)
 HASH_LIMIT_S = 300.0
@@ -61,6 +62,11 @@ def folder(kind: str, files: Iterable[Path]) -> Folder:
     found = tuple((path, sha256(path), 0o755 if path.stat().st_mode & 0o100 else 0o644) for path in sorted(files))
     identity = "".join(f"{path.name}\0{digest}\0{mode:o}\0" for path, digest, mode in found)
     return Folder(kind, hashlib.sha256(identity.encode()).hexdigest()[:16], found)
+
+
+def bundle_folder(bundle: Bundle) -> Folder:
+    """An agent bundle, as one folder."""
+    return folder("bundles", (path for path in bundle.folder.iterdir() if path.is_file()))
 
 
 def model_files(model: Path) -> list[Path]:

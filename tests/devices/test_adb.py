@@ -15,7 +15,9 @@ from devices.adb import describe
 from devices.adb.server import AdbServer
 from devices.base import DeviceInfo
 from devices.local import LocalDevice
+from devices.machine import runtime_name
 from tests.devices.adb_server import FakeServer, listening
+from tests.phone.bundles import python_bundle
 
 ANSWER = """[ro.board.platform]: [lahaina]
 [ro.build.fingerprint]: [maker/x/y:14/AP1A/1:user/release-keys]
@@ -73,12 +75,11 @@ def phones(monkeypatch: pytest.MonkeyPatch, listing: str = LISTING, shells: dict
 
 
 def test_a_phone_is_described_in_its_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"abi": "arm64-v8a", "runtime": "onnxruntime 1.32.0"}')
-    monkeypatch.setenv("ARCHSEARCH_AGENT", str(tmp_path))
+    monkeypatch.setenv("ARCHSEARCH_AGENT", str(python_bundle(tmp_path, abi="arm64-v8a")))
     fake = FakeServer(LISTING, {"R58N30": ANSWER})
     with server(fake, monkeypatch):
         phone = adb.list_phones()[0]
-    assert (phone.device_id, phone.available, phone.runtime, phone.problem) == ("adb:R58N30", True, "onnxruntime 1.32.0", None)
+    assert (phone.device_id, phone.available, phone.runtime, phone.problem) == ("adb:R58N30", True, runtime_name(), None)
     assert (phone.name, phone.system, phone.cpu) == ("Maker Phone 9 [Pro]", "Android 14 arm64-v8a", "QTI SM8350")
     assert (phone.cores, phone.memory_bytes) == (8, 7654321 * 1024)
     assert (phone.extra["sdk"], phone.extra["soc"], phone.extra["abis"]) == ("34", "QTI SM8350", ["arm64-v8a"])

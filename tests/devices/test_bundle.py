@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from devices import build, recipes
-from devices.adb.bundle import find_bundle
 from devices.bundle import ENTRY, LIBRARY, MANIFEST, Bundle, BundleError, file_sha256
 from devices.local import LocalDevice
 from devices.plan import OutputsResult, RoundResult, RunPlan, Started
@@ -296,19 +295,19 @@ def test_the_phones_bundle_is_found_in_the_cache(small: Recipe, tmp_path: Path, 
     monkeypatch.setattr(build, "cache_folder", lambda: cache)
     monkeypatch.delenv("ARCHSEARCH_AGENT", raising=False)
     build.build(small)
-    with pytest.raises(ValueError, match=r"build one with `archsearch agent build --abi x86_64`"):
-        find_bundle(("x86_64",))  # that for this machine lacks a C library
-    with pytest.raises(ValueError, match=r"there are agents for arm64-v8a and x86_64"):
-        find_bundle(("armeabi-v7a",))
+    with pytest.raises(BundleError, match=r"build one with `archsearch agent build --abi x86_64`"):
+        build.find_bundle(("x86_64",))  # that for this machine lacks a C library
+    with pytest.raises(BundleError, match=r"there are agents for arm64-v8a and x86_64"):
+        build.find_bundle(("armeabi-v7a",))
     glibc = build.build(replace(small, target="glibc"))
-    assert find_bundle(("x86_64", "arm64-v8a")).path == glibc.folder
+    assert build.find_bundle(("x86_64", "arm64-v8a")).folder == glibc.folder
     newer = build.build(replace(small, target="glibc", runtime=str(build.runtime_name())))
     os.utime(glibc.entry)
-    assert find_bundle(("x86_64",)).path == newer.folder, "the runtime of this machine comes before the newest bundle"
+    assert build.find_bundle(("x86_64",)).folder == newer.folder, "the runtime of this machine comes before the newest bundle"
     bionic = build.build(replace(small, target="bionic"))
-    assert find_bundle(("x86_64",)).path == bionic.folder
+    assert build.find_bundle(("x86_64",)).folder == bionic.folder
     (bionic.folder / ENTRY).write_text("damaged")
-    assert find_bundle(("x86_64",)).path == newer.folder
+    assert build.find_bundle(("x86_64",)).folder == newer.folder
     monkeypatch.setattr(build, "source_sha256", lambda: "other sources")
-    with pytest.raises(ValueError, match="build one with"):
-        find_bundle(("x86_64",))
+    with pytest.raises(BundleError, match="build one with"):
+        build.find_bundle(("x86_64",))

@@ -108,8 +108,7 @@ def test_threads_are_pinned_to_the_big_cores(device: Device, tmp_path: Path) -> 
 
 
 def test_an_agent_for_another_processor(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = python_bundle(tmp_path / "arm")
-    (bundle / "manifest.json").write_text('{"abi": "arm64-v8a", "runtime": "onnxruntime 1.32.0"}')
+    bundle = python_bundle(tmp_path / "arm", abi="arm64-v8a")
     monkeypatch.setenv("ARCHSEARCH_AGENT", str(bundle))
     with pytest.raises(WrongAbiError, match=r"there is no agent for its processor \(x86_64\): .*is for arm64-v8a: build one"):
         open_device(f"adb:{phone.address}")
