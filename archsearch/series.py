@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from archsearch.store import Store
 from devices.base import Device
+from devices.health import flags
 from devices.plan import Event, Failed, Loaded, Look, MachineState, MemoryResult, RoundResult, RunPlan, Started
+from devices.protocol import decode_state
+
+
+def heat(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What speaks against a series that began too hot, "hot" or "throttled"; empty when nothing does.
+
+    Args:
+        entry: a series as `Store.conditions` gives it.
+    """
+    found = {"hot"} if entry["conditions"].get("extra", {}).get("hot") else set()
+    return tuple(sorted(found | {"hot", "throttled"} & set(flags([decode_state(entry["state"])]))))
 
 
 def stored(store: Store, device: Device, plan: RunPlan, *, fingerprint: str, first: int = 0) -> Iterator[Event]:

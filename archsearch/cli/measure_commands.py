@@ -12,6 +12,7 @@ from archsearch.cli.app import DeviceOption, DevicesOption, JsonOption, RunOptio
 if TYPE_CHECKING:
     from archsearch.bench import Target
     from archsearch.predict import CostTable
+    from archsearch.store import Store
     from archsearch.workload import Workload
 
 
@@ -45,6 +46,7 @@ def profile(
         keep_limits(run, device_id, target, parsed.threads)
     with Store(run / "measurements.db") as store:
         rows = [row for target in opened.values() for row in store.rows(fingerprint=target.info.fingerprint)]
+        began_hot = {device_id: _began_hot(store, target.info.fingerprint) for device_id, target in opened.items()}
     rows = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
     failures = [
         {"label": row.subject["label"], "workload": row.workload.label, "reason": row.reason or "", "detail": row.detail or ""}
@@ -53,17 +55,33 @@ def profile(
     ]
     done = sum(row.status == "done" for row in rows)
     if json_output:
-        print_json({"run": str(run), "devices": ids, "measurements": done, "partial": len(rows) - done - len(failures), "failed": failures})
+        partial = len(rows) - done - len(failures)
+        flagged = {device_id: count for device_id, (count, _) in began_hot.items()}
+        print_json(
+            {"run": str(run), "devices": ids, "measurements": done, "partial": partial, "failed": failures, "flagged": flagged}
+        )
     else:
         for device_id, target in opened.items():
             if usable(target.info.extra):
                 print_profile(run, device_id, parsed, several=len(ids) > 1)
             else:
                 stderr.print(f"{device_id} is emulated: its times are kept, marked as such, and not shown", style="yellow")
+        for device_id, (count, total) in began_hot.items():
+            if count:
+                line = f"{device_id}: flagged: {count} of {total} processes began hot or throttled; cool it, and profile into another --run"
+                stderr.print(line, style="yellow")
         said = f"; {len(failures)} failed, see above" if failures else ""
         stderr.print(f"{done} measurements in {run / 'measurements.db'}{said}", style="dim")
     if rows and done == 0:
         raise typer.Exit(1)
+
+
+def _began_hot(store: Store, fingerprint: str) -> tuple[int, int]:
+    """How many of a device's processes began too hot, and how many there are."""
+    from archsearch.series import heat
+
+    own = [entry for entry in store.conditions().values() if entry["fingerprint"] == fingerprint]
+    return sum(bool(heat(entry)) for entry in own), len(own)
 
 
 def print_profile(run: Path, device_id: str, space: Any, *, several: bool = False) -> None:

@@ -13,6 +13,7 @@ from archsearch.estimate import row_summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.report.files import RunFiles
+from archsearch.series import heat
 from archsearch.store import Row
 from archsearch.workload import Workload
 from operators.costs import block_costs
@@ -139,7 +140,7 @@ def series(run: RunFiles) -> Iterable[SeriesRow]:
             measurements=len(own),
             rounds=sum(len(row.rounds) for row in own),
             spread=_spread(own),
-            flags=("others used the machine",) if busy is not None and busy > 0.1 else (),
+            flags=(*heat(entry), *(("others used the machine",) if busy is not None and busy > 0.1 else ())),
         )
 
 

@@ -148,6 +148,7 @@ class PhoneDevice:
         seen = self._state
         known = {"fixed_performance": session.fixed_performance, "abi": self.bundle.abi}
         known |= {"emulated": True} if self.description.emulated else {}
+        known |= {"hot": True} if seen.hot else {}  # the wait ran out
         began = replace(
             event.state,
             waited_s=self._waited_s,

@@ -129,6 +129,7 @@ def test_a_hot_phone_is_waited_for(phone: FakePhone, agent_bundle: Path, tmp_pat
     (started,) = (event for event in events(open_device(f"adb:{phone.address}"), _plan(tmp_path)) if isinstance(event, Started))
     assert [seen.cpu_c for seen in looks] == [88.0, 88.0, 88.0, 50.0]
     assert started.state.waited_s == pytest.approx(0.15)
+    assert "hot" not in started.conditions.extra
 
 
 def test_a_phone_that_stays_hot_is_measured_and_flagged(
@@ -140,6 +141,7 @@ def test_a_phone_that_stays_hot_is_measured_and_flagged(
     (started,) = (event for event in events(open_device(f"adb:{phone.address}"), _plan(tmp_path)) if isinstance(event, Started))
     assert started.state.waited_s == pytest.approx(0.2)
     assert "throttled" in health.flags([started.state])
+    assert started.conditions.extra["hot"] is True
 
 
 def test_a_phone_without_fixed_performance_mode(phone: FakePhone, agent_bundle: Path, tmp_path: Path) -> None:
