@@ -8,6 +8,7 @@ Runs until Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 
 from tests.phone.install import Unavailable
@@ -28,6 +29,9 @@ def main() -> None:
         phone = FakePhone(options.arch, serial=options.serial, port=options.port, data_bytes=options.room * MB)
     except Unavailable as reason:
         raise SystemExit(f"no phone for tests here: {reason}") from None
+    # Also when started in the background, where Ctrl-C is ignored, and ended by its number: nothing of it stays.
+    for ends in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ends, signal.default_int_handler)
     with phone:
         if options.slow:
             phone.relay(bytes_per_s=options.slow * MB)
