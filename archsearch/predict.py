@@ -1,59 +1,33 @@
 """Latency and memory of any spec from the measured blocks, with intervals.
 
-Latency adds up: `T(model) = T(embedding + head) + sum over layers of T(block)`. Memory does in part:
-`M(model) = process + runtime + head + sum of (weights + caches)`. How well is checked against whole models
-(`archsearch bench`), and shown beside each prediction.
+Latency adds up but for one thing, how much of a model's walk through memory its caches hold (`archsearch.latency`, `archsearch.walk`).
+Memory does in part: `M(model) = process + runtime + head + sum of (weights + caches)` (`archsearch.memory`). How well is checked against
+whole models (`archsearch bench`, `archsearch calibrate`), and shown beside each prediction.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from archsearch.budgets import LATENCY, Metric
 from archsearch.calibration import read_widenings
-from archsearch.cases import Subject, block_label, block_subject, head_subject
+from archsearch.cases import Subject
 from archsearch.documents import document_head, predicted_fields, workload_fields
 from archsearch.emulated import refuse
 from archsearch.errors import MissingMeasurement
-from archsearch.estimate import Estimate, Widening, row_summary
+from archsearch.estimate import Estimate, Widening
+from archsearch.latency import LatencyTable, block_of, composed
 from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable
-from archsearch.spec import ArchSpec, parse_ffn, parse_operator
+from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
+from archsearch.walk import WalkLaw
 from archsearch.workload import Workload
 from operators.costs import block_costs, model_parameters
-from operators.kinds import operator_for
 from operators.specs import BlockSpec, ModelDims, Precision
-
-
-def _total(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
-    """The sum of n times each part; intervals of different parts add in quadrature."""
-    value = sum(n * part.value for n, part in parts)
-    below = [n * (part.value - part.low) if n > 0 else n * (part.high - part.value) for n, part in parts]
-    above = [n * (part.high - part.value) if n > 0 else n * (part.value - part.low) for n, part in parts]
-    return Estimate(value, value - math.hypot(*below), value + math.hypot(*above), any(part.extrapolated for _, part in parts))
-
-
-def _composed(block: BlockSpec, known: Iterable[BlockSpec]) -> dict[BlockSpec, int] | None:
-    """See `CostTable.parts`."""
-    measured = dict.fromkeys(known)
-    if block in measured:
-        return {block: 1}
-    for own, other in itertools.product([b for b in measured if b.operator == block.operator], [b for b in measured if b.ffn == block.ffn]):
-        corner = BlockSpec(operator=other.operator, ffn=own.ffn)
-        if corner in measured:
-            return {own: 1, other: 1, corner: -1}
-    return None
-
-
-def _block_of(row: Row) -> BlockSpec:
-    table, dims = row.subject["block"], ModelDims(**row.subject["dims"])
-    return BlockSpec(operator=parse_operator(table["operator"], dims, None, "operator"), ffn=parse_ffn(table["ffn"], None, "ffn"))
 
 
 class CostTable:
@@ -71,20 +45,13 @@ class CostTable:
         own = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
         self.failed = [row for row in own if row.status == "failed"]
         usable = [row for row in own if row.status != "failed" and (row.rounds or row.memory)]
-        self._latency: dict[str, list[Row]] = {}
-        for row in usable:
-            if row.purpose == "latency":
-                self._latency.setdefault(row.subject_id, []).append(row)
         self.rows = usable
         self.runtime, self.fingerprint = (own[-1].runtime, own[-1].fingerprint) if own else ("", "")
         memory = [row for row in usable if row.purpose == "memory"]
-        self.peaks = MemoryTable(memory, device=device, compose=_composed, block_of=_block_of)
-        self._estimates: dict[tuple[str, Workload], Estimate] = {}
+        self.peaks = MemoryTable(memory, device=device, compose=composed, block_of=lambda row: block_of(row)[0])
+        latency = [row for row in usable if row.purpose == "latency"]
+        self.chains = LatencyTable(latency, failed=self.failed, device=device, resident=self.peaks.resident_share)
         self._points: dict[tuple[BlockSpec, ModelDims, Metric], float] = {}
-        self._blocks: dict[tuple[Any, ...], dict[BlockSpec, None]] = {}
-        for row in usable:
-            if row.purpose == "latency" and row.subject["kind"] == "block":
-                self._blocks.setdefault(self._setting(row), {}).setdefault(_block_of(row))
 
     @classmethod
     def load(cls, store: Store, *, device: str = "local") -> CostTable:
@@ -129,137 +96,35 @@ class CostTable:
         """All measured workloads, in order."""
         return tuple(dict.fromkeys(row.workload for row in self.rows if row.purpose == "latency"))
 
-    @staticmethod
-    def _setting(row: Row) -> tuple[Any, ...]:
-        w = row.workload
-        return ModelDims(**row.subject["dims"]), w.phase, w.precision, w.threads, w.batch
-
     # -- latency ---------------------------------------------------------------------------------------------------------
 
     def block(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Estimate:
-        """One block in a whole model, milliseconds.
+        """One block among copies of itself, milliseconds; see `archsearch.latency.LatencyTable.block`.
 
         Raises:
             MissingMeasurement: the block was not measured at that precision and those threads, nor what it could be put together from.
         """
-        return _total([(n, self._chain(part, dims, workload)) for part, n in self.parts(block, dims, workload).items()])
+        return self.chains.block(block, dims, workload)
 
     def parts(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> dict[BlockSpec, int]:
-        """The measured blocks that make up a block: itself; or, since operator and FFN add up, three others.
-
-        `(o, f) = (o, f') + (o', f) - (o', f')`: the same operator with another FFN, the same FFN with another operator, and both others.
-
-        Raises:
-            MissingMeasurement: neither was measured.
-        """
-        known = self._blocks.get((dims, workload.phase, workload.precision, workload.threads, workload.batch), {})
-        found = _composed(block, known)
-        if found is None:
-            raise self._missing(block_label(block), workload)
-        return found
+        """The measured blocks that make up a block; see `archsearch.latency.LatencyTable.parts`."""
+        return self.chains.parts(block, dims, workload)
 
     def part_counts(self, spec: ArchSpec, workload: Workload) -> dict[BlockSpec, int]:
         """How often each measured block stands in a model, all layers put together; negative for what has to be taken off."""
-        counts: Counter[BlockSpec] = Counter()
-        for block, n in spec.block_counts().items():
-            for part, sign in self.parts(block, spec.dims, workload).items():
-                counts[part] += n * sign
-        return {part: n for part, n in counts.items() if n}
-
-    def _chain(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Estimate:
-        """One block from its own chains, milliseconds."""
-        rows = self._chains(block, dims, workload)
-        grows = any("cache" in state.shape for state in operator_for(block.operator).states(block.operator, dims))
-        flops = block_costs(block, dims).flops
-        estimate = self._at(rows, workload, grows=grows, flops=lambda w: flops(tokens=w.tokens, context=w.context))
-        longest = max(row.workload.context for row in rows)
-        if workload.phase == "decode" and workload.context > longest and longest + 1 < getattr(block.operator, "window", 0):
-            return replace(estimate, extrapolated=True)  # the window was never full
-        return estimate
+        return self.chains.part_counts(spec, workload)
 
     def measured(self, subject: Subject, workload: Workload) -> Estimate | None:
         """What a chain, or embedding and head, took for one copy exactly as measured; None where it was not."""
-        rows = [row for row in self._latency.get(subject.subject_id, []) if row.workload == workload]
-        return self._summary(rows[0]) if rows else None
+        return self.chains.measured(subject, workload)
 
     def chain_copies(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> int:
         """How long the chain is that predictions of the block rest on."""
-        return self._chains(block, dims, workload)[0].copies
+        return self.chains.chain_copies(block, dims, workload)
 
     def head(self, spec: ArchSpec, workload: Workload) -> Estimate:
-        """Embedding, final norm and head, milliseconds."""
-        subject = head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings)
-        return self._at(self._matching(subject, workload, self._latency), workload, grows=False, flops=lambda w: 1.0)
-
-    def _chains(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> list[Row]:
-        """Measurements of the block's chains in the workload's phase: of the longest chain there is."""
-        for copies in range(64, 0, -1):
-            subject = block_subject(block, dims, copies)
-            if subject.subject_id in self._latency and (rows := self._matching(subject, workload, self._latency, required=False)):
-                return rows
-        raise self._missing(block_label(block), workload)
-
-    def _matching(self, subject: Subject, workload: Workload, table: dict[str, list[Row]], *, required: bool = True) -> list[Row]:
-        wanted = (workload.phase, workload.precision, workload.threads, workload.batch)
-        rows = [
-            row
-            for row in table.get(subject.subject_id, [])
-            if (row.workload.phase, row.workload.precision, row.workload.threads, row.workload.batch) == wanted
-        ]
-        if not rows and required:
-            raise self._missing(subject.label, workload)
-        return rows
-
-    def _missing(self, label: str, workload: Workload) -> MissingMeasurement:
-        failed = [row for row in self.failed if row.subject.get("label") == label]
-        why = f" (it failed: {failed[0].reason}: {failed[0].detail})" if failed else ""
-        threads = f"{workload.threads} thread{'s' if workload.threads > 1 else ''}"
-        setting = f"{workload.phase}, {workload.precision}, {threads}, batch {workload.batch}"
-        return MissingMeasurement(f"{self.device}: {label} was not measured for {setting}{why}; `archsearch profile` a space that holds it")
-
-    def _at(self, rows: list[Row], workload: Workload, *, grows: bool, flops: Callable[[Workload], float]) -> Estimate:
-        """The estimate at a workload: measured, or between measurements.
-
-        Decode of a growing cache is linear in the context (it reads every key and value once); of a fixed state it does not
-        depend on it. Prefill between measured lengths is linear too, and beyond them scaled by FLOPs.
-        """
-        exact = [row for row in rows if row.workload == workload]
-        if exact:
-            return self._summary(exact[0])
-
-        def position(w: Workload) -> int:
-            return w.context if w.phase == "decode" else w.tokens
-
-        ordered = sorted(rows, key=lambda row: position(row.workload))
-        at = position(workload)
-        below = [row for row in ordered if position(row.workload) <= at]
-        above = [row for row in ordered if position(row.workload) > at]
-        if below and above:
-            left, right = self._summary(below[-1]), self._summary(above[0])
-            share = (at - position(below[-1].workload)) / (position(above[0].workload) - position(below[-1].workload))
-
-            def between(a: float, b: float) -> float:
-                return (1 - share) * a + share * b
-
-            return Estimate(between(left.value, right.value), between(left.low, right.low), between(left.high, right.high))
-        nearest = below[-1] if below else above[0]
-        estimate = self._summary(nearest)
-        if workload.phase == "decode" and not grows:
-            return replace(estimate, extrapolated=False)
-        if workload.phase == "decode" and len(ordered) > 1:
-            a, b = (ordered[-2], ordered[-1]) if below else (ordered[0], ordered[1])
-            slope = (self._summary(b).value - self._summary(a).value) / (position(b.workload) - position(a.workload))
-            moved = estimate.value + max(0.0, slope) * (at - position(nearest.workload))
-            factor = max(moved, 1e-9) / estimate.value
-        else:
-            factor = flops(workload) / flops(nearest.workload)
-        return replace(estimate.scaled(factor), extrapolated=True)
-
-    def _summary(self, row: Row) -> Estimate:
-        key = (row.subject_id, row.workload)
-        if key not in self._estimates:
-            self._estimates[key] = row_summary(row)
-        return self._estimates[key]
+        """Embedding, final norm and head alone, milliseconds."""
+        return self.chains.head(spec, workload)
 
     def latency(self, spec: ArchSpec, workload: Workload, *, widen: bool = True) -> Estimate:
         """A whole model, milliseconds a step.
@@ -267,8 +132,7 @@ class CostTable:
         The interval adds errors of different chains in quadrature; copies of one share their error. With a calibration it is
         widened by what whole models taught (`archsearch.estimate.Widening`), unless `widen` is off.
         """
-        chains = [(n, self._chain(part, spec.dims, workload)) for part, n in self.part_counts(spec, workload).items()]
-        estimate = _total([(1, self.head(spec, workload)), *chains])
+        estimate = self.chains.model(spec, workload)
         widening = self.widening(workload) if widen else None
         return widening.apply(estimate) if widening is not None else estimate
 
@@ -335,8 +199,12 @@ class CostTable:
         """Metrics by name, all that can be predicted without interpolation unless they are given."""
         return {str(metric): self.cost(spec, metric) for metric in (metrics if metrics is not None else self.metrics())}
 
+    def law(self, metric: Metric) -> WalkLaw | None:
+        """How a metric depends on the model's walk through memory; None where it just adds up."""
+        return self.chains.law(self.workload(metric)) if metric.kind in LATENCY else None
+
     def additive(self, block: BlockSpec, dims: ModelDims, metric: Metric) -> float:
-        """What one more such block adds to a metric. Cached: a search asks this for thousands of layouts."""
+        """What one more such block adds to a metric; of a latency with a law, warm. Cached: a search asks this for thousands of layouts."""
         key = (block, dims, metric)
         if key not in self._points:
             match metric.kind:
@@ -347,17 +215,35 @@ class CostTable:
                     caches = block_costs(block, dims).state_bytes(batch=self.primary[2], cache=cache)
                     value = (self.block_memory(block, dims, self.primary[0]).weights + caches) / MB
                 case _:
-                    value = self.block(block, dims, self.workload(metric)).value
+                    value = self.chains.terms(block, dims, self.workload(metric)).warm.value
             self._points[key] = value
         return self._points[key]
 
     def constant(self, spec: ArchSpec, metric: Metric) -> float:
-        """What a model of that shape costs without layers."""
+        """What a model of that shape costs without layers; of a latency with a law, warm."""
+        if metric.kind in LATENCY:
+            return self.chains.head_terms(spec, self.workload(metric)).warm.value
         return self.cost(replace(spec, layers=()), metric).value
 
+    def cold(self, block: BlockSpec, dims: ModelDims, metric: Metric) -> tuple[float, float]:
+        """Of a latency with a law: milliseconds that one more block adds where its walk is missed, and bytes that it adds to the walk."""
+        terms = self.chains.terms(block, dims, self.workload(metric))
+        return terms.cold_ms, terms.walk_bytes
+
+    def constant_cold(self, spec: ArchSpec, metric: Metric) -> tuple[float, float]:
+        """The same of embedding and head."""
+        terms = self.chains.head_terms(spec, self.workload(metric))
+        return terms.cold_ms, terms.walk_bytes
+
     def point(self, spec: ArchSpec, counts: Counter[BlockSpec], metric: Metric) -> float:
-        """A metric's point value from block counts: `constant + sum of additive`."""
-        return self.constant(spec, metric) + sum(n * self.additive(block, spec.dims, metric) for block, n in counts.items())
+        """A metric's point value from block counts: `constant + sum of additive`, and what the walk costs."""
+        value = self.constant(spec, metric) + sum(n * self.additive(block, spec.dims, metric) for block, n in counts.items())
+        law = self.law(metric)
+        if law is None:
+            return value
+        parts = [(1, self.constant_cold(spec, metric)), *((n, self.cold(block, spec.dims, metric)) for block, n in counts.items())]
+        walk = sum(n * size for n, (_, size) in parts)
+        return value + sum(n * cold for n, (cold, _) in parts) * float(law.missed(walk))
 
     # -- documents -------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Measure the blocks of a space on a device: interleaved, in fresh processes, resumable at any moment.
 
 The protocol (docs/prediction.md says why):
-- decode: a chain of as many distinct copies of the block as the deepest model has layers (at most `MAX_COPIES`), so that
-  weights are as cold as in a whole model; its time is divided by the copies.
+- decode: a chain of somewhat more distinct copies of the block than the deepest model has layers (at most `MAX_COPIES`), and a chain of
+  `SHORT_COPIES`, so that what a block costs in a small and in a large walk through memory is known (`archsearch.walk`); of one block,
+  chains of several lengths between them, which tell how that changes.
 - prefill: a chain of `PREFILL_COPIES`; there the arithmetic, not the weights, takes the time.
 - embedding and head by themselves.
 - every operator with the widest FFN, every FFN with the first operator: the two add up (`CostTable.parts`).
@@ -32,7 +33,11 @@ from operators.graph import GraphInfo, check_blocks, random_weights, read_info
 from operators.graph.check import DECODE, probe_length
 from operators.specs import BlockSpec, GraphError, ModelDims, Precision
 
-MAX_COPIES = 12
+MAX_COPIES = 16
+MORE_COPIES = 2
+"""Beyond the deepest model's layers: a model walks through its head, too."""
+SHORT_COPIES = 2
+CURVE_COPIES = (3, 4, 6, 8, 11)
 PREFILL_COPIES = 2
 MEMORY_SHARE = 0.4
 """Share of the available memory that the models of one process may fill; more are measured in several groups."""
@@ -89,14 +94,21 @@ def subjects(space: Space) -> tuple[Subject, ...]:
     """Everything a space's cost table consists of: chains for decode, short chains for prefill and memory, embedding and head."""
     found: list[Subject] = []
     for dims in space.all_dims:
-        copies = {1, PREFILL_COPIES, decode_copies(space)}
+        copies = {1, PREFILL_COPIES, SHORT_COPIES, decode_copies(space)}
         found += [block_subject(block, dims, n) for block in space.measured_blocks for n in sorted(copies)]
+        found += [block_subject(space.measured_blocks[0], dims, n) for n in curve_copies(space)]
         found.append(head_subject(dims, space.vocab_size, space.tie_embeddings))
     return tuple(found)
 
 
 def decode_copies(space: Space) -> int:
-    return max(2, min(MAX_COPIES, max(space.depths)))
+    """Length of the long chains."""
+    return min(MAX_COPIES, max(space.depths) + MORE_COPIES)
+
+
+def curve_copies(space: Space) -> tuple[int, ...]:
+    """Lengths between the short and the long chain, of the block that tells how price and walk go together."""
+    return tuple(n for n in CURVE_COPIES if SHORT_COPIES < n < decode_copies(space))
 
 
 def profile(space: Space, run_dir: Path, device: Device, *, retry_failed: bool = False) -> Iterator[ProfileEvent]:
@@ -179,10 +191,14 @@ class _Profile:
 
     def latency_items(self) -> list[Item]:
         items = []
+        blocks = self.space.measured_blocks
         for workload in self.space.workloads():
-            copies = PREFILL_COPIES if workload.phase == "prefill" else decode_copies(self.space)
+            decode = workload.phase == "decode"
             for dims in self.space.all_dims:
-                chains = [block_subject(block, dims, copies) for block in self.space.measured_blocks]
+                copies = (SHORT_COPIES, decode_copies(self.space)) if decode else (PREFILL_COPIES,)
+                chains = [block_subject(block, dims, n) for block in blocks for n in copies]
+                if decode and workload.context == min(self.space.decode):
+                    chains += [block_subject(blocks[0], dims, n) for n in curve_copies(self.space)]
                 head = head_subject(dims, self.space.vocab_size, self.space.tie_embeddings)
                 items += [self._item(subject, workload, "latency") for subject in [*chains, head]]
         return items

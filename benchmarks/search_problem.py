@@ -45,6 +45,9 @@ class Machine:
             case _:
                 return float(costs.parameters)
 
+    def law(self, metric: Metric) -> None:
+        """None: a byte costs the same in every layout."""
+
     def constant(self, spec: ArchSpec, metric: Metric) -> float:
         weights = head_weights(spec.dims, spec.vocab_size, spec.tie_embeddings)
         size = sum(weight_bytes(weight, "int4") for weight in weights)

@@ -19,6 +19,7 @@ from archsearch.estimate import QUANTILE
 from archsearch.predict import CostTable
 from archsearch.spec import ArchSpec
 from archsearch.store import Row
+from archsearch.walk import WalkLaw
 from devices.health import flags
 from devices.plan import MachineState
 from operators.specs import BlockSpec, ModelDims
@@ -78,6 +79,18 @@ class SearchTables:
     def constant(self, spec: ArchSpec, metric: Metric) -> float:
         table, own = self.at(metric)
         return float(table.constant(spec, own))
+
+    def law(self, metric: Metric) -> WalkLaw | None:
+        table, own = self.at(metric)
+        return table.law(own)
+
+    def cold(self, block: BlockSpec, dims: ModelDims, metric: Metric) -> tuple[float, float]:
+        table, own = self.at(metric)
+        return table.cold(block, dims, own)
+
+    def constant_cold(self, spec: ArchSpec, metric: Metric) -> tuple[float, float]:
+        table, own = self.at(metric)
+        return table.constant_cold(spec, own)
 
     def spread(self, budgets: Iterable[Budget]) -> tuple[Budget, ...]:
         """Budgets for each device: one that names none is every device's; sizes are no device's.

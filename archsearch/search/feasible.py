@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from archsearch.budgets import Budget, Metric
+from archsearch.budgets import LATENCY, Budget, Metric
 from archsearch.errors import MissingMeasurement
 from archsearch.predict import CostTable
 from archsearch.search.devices import SearchTables
@@ -16,6 +16,7 @@ from archsearch.search.risk import Spread, share_of_half, spread_of
 from archsearch.search.sizes import COUNTED, block_size, head_size
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
+from archsearch.walk import WalkLaw
 from operators.kinds import operator_for
 from operators.specs import BlockSpec
 
@@ -50,13 +51,18 @@ class Costs:
 
 
 class CostModel:
-    """Point predictions for thousands of layouts: what a model costs without layers, and what each block adds, asked for once."""
+    """Point predictions for thousands of layouts: what a model costs without layers, and what each block adds, asked for once.
+
+    A latency with a law (`archsearch.walk`) is `value + cold * missed(walk)`, each of the three a sum over layers.
+    """
 
     def __init__(self, space: Space, table: CostTable | SearchTables, metrics: Sequence[Metric], budgets: Sequence[Budget]) -> None:
         self.space, self.table, self.budgets = space, table, tuple(budgets)
         self.metrics = tuple(dict.fromkeys((*metrics, *(budget.metric for budget in budgets))))
         self._constants: dict[tuple[int, Metric], float] = {}
         self._added: dict[tuple[int, BlockSpec, Metric], float] = {}
+        self._laws: dict[Metric, WalkLaw | None] = {}
+        self._cold: dict[tuple[int, BlockSpec | None, Metric], tuple[float, float]] = {}
         self._spreads: dict[tuple[int, Metric], Spread] = {}
 
     def constant(self, hidden_size: int, metric: Metric) -> float:
@@ -75,8 +81,34 @@ class CostModel:
             self._added[key] = float(self.table.additive(block, self.space.dims(hidden_size), metric))
         return self._added[key]
 
+    def law(self, metric: Metric) -> WalkLaw | None:
+        """How a metric depends on a layout's walk through memory; None where it just adds up."""
+        if metric not in self._laws:
+            self._laws[metric] = self.table.law(metric) if metric.kind in LATENCY else None
+        return self._laws[metric]
+
+    def cold(self, hidden_size: int, block: BlockSpec | None, metric: Metric) -> tuple[float, float]:
+        """Of a metric with a law: what a block, or (None) a model without layers, adds where its walk is missed, and bytes of its walk."""
+        key = (hidden_size, block, metric)
+        if key not in self._cold:
+            if block is None:
+                self._cold[key] = self.table.constant_cold(self.space.spec((), hidden_size=hidden_size), metric)
+            else:
+                self._cold[key] = self.table.cold(block, self.space.dims(hidden_size), metric)
+        return self._cold[key]
+
+    def walked(self, hidden_size: int, counts: Mapping[BlockSpec, int], metric: Metric) -> tuple[float, float]:
+        """Of a metric with a law: cold milliseconds and bytes of a layout's whole walk."""
+        parts = [(1, self.cold(hidden_size, None, metric)), *((n, self.cold(hidden_size, block, metric)) for block, n in counts.items())]
+        return sum(n * cold for n, (cold, _) in parts), sum(n * size for n, (_, size) in parts)
+
     def value(self, hidden_size: int, counts: Mapping[BlockSpec, int], metric: Metric) -> float:
-        return self.constant(hidden_size, metric) + sum(n * self.added(hidden_size, block, metric) for block, n in counts.items())
+        value = self.constant(hidden_size, metric) + sum(n * self.added(hidden_size, block, metric) for block, n in counts.items())
+        law = self.law(metric)
+        if law is None:
+            return value
+        cold, walk = self.walked(hidden_size, counts, metric)
+        return value + cold * float(law.missed(walk))
 
     def costs(self, spec: ArchSpec) -> Costs:
         """All metrics of a layout, and how they stand to the budgets."""
@@ -95,11 +127,16 @@ class CostModel:
         row = self._row(counts)
         return value + share_of_half(budget.confidence) * float(self.spread(hidden_size, budget.metric)(row[None, :], np.array([value]))[0])
 
-    def tangent(self, hidden_size: int, counts: Mapping[BlockSpec, int], budget: Budget) -> tuple[np.ndarray, float]:
-        """What a percentile adds to the value, in first order at these counts: by block, (B,), and a constant."""
+    def tangent(
+        self, hidden_size: int, counts: Mapping[BlockSpec, int], budget: Budget, added: np.ndarray, constant: float
+    ) -> tuple[np.ndarray, float]:
+        """What a percentile adds to a value `constant + added @ counts`, in first order at these counts: by block, (B,), and a constant.
+
+        Where that value is a lower bound of the metric, the tangent is one of what the percentile adds.
+        """
         assert budget.confidence is not None
-        row, value = self._row(counts), self.value(hidden_size, counts, budget.metric)
-        added = np.array([self.added(hidden_size, block, budget.metric) for block in self.space.blocks])
+        row = self._row(counts)
+        value = constant + float(added @ row)
         share, spread = share_of_half(budget.confidence), self.spread(hidden_size, budget.metric)
         slope = share * spread.slope(row, value, added)
         return slope, share * float(spread(row[None, :], np.array([value]))[0]) - float(slope @ row)

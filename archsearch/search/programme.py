@@ -3,8 +3,12 @@
 Variables: n[h, b], layers of block b at hidden size h; y[h, d], whether the layout has hidden size h and depth d; and, where budgets may be
 missed, by how much (relative). A layout's order does not matter to its costs, so a solution stands for all orders of its blocks.
 
+A latency with a law (`archsearch.walk`) is no sum: what a layer takes grows with the walk of the whole layout. The walk is cut into slices,
+one of which a solution lies in, and within a slice every layer takes at least what it takes at the slice's beginning. Where a solution
+misses the limit for all that, its slice is cut there.
+
 A budget with a probability is convex in the counts: it begins as a limit on the value alone, and wherever a solution misses the limit,
-the tangent there is added (cutting planes; Kelley, J. SIAM 1960). Tangents are lower bounds, so what is proved stays proved.
+the tangent there is added (cutting planes; Kelley, J. SIAM 1960). Both are lower bounds, so what is proved stays proved.
 """
 
 from __future__ import annotations
@@ -24,9 +28,30 @@ if TYPE_CHECKING:
     from archsearch.search.feasible import CostModel
 
 CUTS = 60
+SLICES = 8
 MISSED = 1e-7
+APART = 1e-5
+"""Slices leave this share of the longest walk between them, so that a solution at the border lies in one alone."""
 Row = tuple[np.ndarray, np.ndarray]
 """What each layer (H, B) and each hidden size (H,) takes of a budget, as a share of its limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """Walks from `low` to `high`, in shares of the longest, and what a budget asks of layouts there."""
+
+    low: float
+    high: float
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Walks:
+    """Bytes that layers (H, B) and hidden sizes (H,) add to the walk, in shares of the longest."""
+
+    layers: np.ndarray
+    constant: np.ndarray
+    longest: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +76,41 @@ class Programme:
         self.soft = tuple(soft)
         self.budgets = (*(model.budgets if budgets is None else budgets), *self.soft)
         self.sizes, self.depths, self.blocks = self.space.hidden_sizes, self.space.depths, self.space.blocks
-        self._rows: list[list[Row]] = [[self._row(budget)] for budget in self.budgets]
+        self._walks = [self._walk(budget) for budget in self.budgets]
+        self._slices = [self._begun(budget, walks) for budget, walks in zip(self.budgets, self._walks, strict=True)]
 
-    def _row(self, budget: Budget) -> Row:
+    def _row(self, budget: Budget, missed: float = 0.0) -> Row:
+        """Where that share of a walk is missed."""
         metric, limit = budget.metric, budget.limit
-        layers = np.array([[self.model.added(size, block, metric) for block in self.blocks] for size in self.sizes]) / limit
-        constant = np.array([self.model.constant(size, metric) for size in self.sizes]) / limit
-        return layers, constant
+        layers = np.array([[self.model.added(size, block, metric) for block in self.blocks] for size in self.sizes])
+        constant = np.array([self.model.constant(size, metric) for size in self.sizes])
+        if missed:
+            layers += missed * np.array([[self.model.cold(size, block, metric)[0] for block in self.blocks] for size in self.sizes])
+            constant += missed * np.array([self.model.cold(size, None, metric)[0] for size in self.sizes])
+        return layers / limit, constant / limit
+
+    def _walk(self, budget: Budget) -> _Walks | None:
+        if self.model.law(budget.metric) is None:
+            return None
+        layers = np.array([[self.model.cold(size, block, budget.metric)[1] for block in self.blocks] for size in self.sizes])
+        constant = np.array([self.model.cold(size, None, budget.metric)[1] for size in self.sizes])
+        longest = float((constant + layers.max(axis=1) * max(self.depths)).max())
+        return _Walks(layers / longest, constant / longest, longest)
+
+    def _begun(self, budget: Budget, walks: _Walks | None) -> list[_Slice]:
+        law = self.model.law(budget.metric)
+        if walks is None or law is None:
+            return [_Slice(0.0, 1.0, (self._row(budget),))]
+        shortest = float((walks.constant + walks.layers.min(axis=1) * min(self.depths)).min())
+        least, most = (float(law.missed(walk * walks.longest)) for walk in (shortest, 1.0))
+        inner = [law.walk_at(missed) / walks.longest for missed in np.linspace(least, most, SLICES + 1)[1:-1]] if most > least else []
+        edges = [shortest, *(edge for edge in inner if shortest < edge < 1.0)]
+        ends = [*(edge - APART for edge in edges[1:]), 1.0 + APART]
+        return [_Slice(low, high, (self._row(budget, self._missed(budget, low)),)) for low, high in zip(edges, ends, strict=True)]
+
+    def _missed(self, budget: Budget, walk: float) -> float:
+        law, walks = self.model.law(budget.metric), self._walks[self.budgets.index(budget)]
+        return float(law.missed(walk * walks.longest)) if law is not None and walks is not None else 0.0
 
     def solve(self, worth: np.ndarray | None = None, *, shape_worth: np.ndarray | None = None) -> Solution | None:
         """The layout that is worth most, or else misses the soft budgets least; None where none keeps the others.
@@ -79,28 +132,51 @@ class Programme:
 
         h, b, d = len(self.sizes), len(self.blocks), len(self.depths)
         layers, shapes, slacks = h * b, h * d, len(self.soft)
-        first, total = layers + shapes, layers + shapes + slacks
+        cut = [len(slices) if len(slices) > 1 else 0 for slices in self._slices]
+        first = layers + shapes + sum(cut)
+        total = first + slacks
         objective = np.zeros(total)
         objective[first:] = 1.0
         if worth is not None:
             objective[:layers] = -worth.ravel()
         if shape_worth is not None:
-            objective[layers:first] = -shape_worth.ravel()
+            objective[layers : layers + shapes] = -shape_worth.ravel()
         one, depth = np.zeros((1, total)), np.zeros((h, total))
-        one[0, layers:first] = 1.0
+        one[0, layers : layers + shapes] = 1.0
         for i in range(h):
             depth[i, i * b : (i + 1) * b] = 1.0
             depth[i, layers + i * d : layers + (i + 1) * d] = [-float(n) for n in self.depths]
         constraints = [LinearConstraint(one, 1, 1), LinearConstraint(depth, 0, 0)]
-        hard = len(self.budgets) - slacks
-        for k, (budget, rows) in enumerate(zip(self.budgets, self._rows, strict=True)):
+
+        def spread_out(row: Row, sign: float = 1.0) -> np.ndarray:
+            added, constant = row
+            return np.concatenate([sign * added.ravel(), np.repeat(sign * constant, d), np.zeros(total - layers - shapes)])
+
+        hard, at = len(self.budgets) - slacks, layers + shapes
+        for k, (budget, slices, walks) in enumerate(zip(self.budgets, self._slices, self._walks, strict=True)):
             sign = -1.0 if budget.at_least else 1.0
-            for added, constant in rows:
-                row = np.concatenate([sign * added.ravel(), np.repeat(sign * constant, d), np.zeros(slacks)])
-                if k >= hard:
-                    row[first + k - hard] = -1.0
-                constraints.append(LinearConstraint(row[None, :], -np.inf, sign))
-        upper = np.concatenate([np.full(layers, float(max(self.depths))), np.ones(shapes), np.full(slacks, np.inf)])
+            chosen = range(at, at + cut[k])
+            at += cut[k]
+            if cut[k] and walks is not None:
+                which, low, high = np.zeros(total), spread_out((walks.layers, walks.constant)), spread_out((walks.layers, walks.constant))
+                which[chosen] = 1.0
+                low[chosen], high[chosen] = [-piece.low for piece in slices], [-piece.high for piece in slices]
+                constraints += [
+                    LinearConstraint(which[None, :], 1, 1),
+                    LinearConstraint(low[None, :], 0, np.inf),
+                    LinearConstraint(high[None, :], -np.inf, 0),
+                ]
+            for j, piece in enumerate(slices):
+                for added, constant in piece.rows:
+                    row = spread_out((added, constant), sign)
+                    if k >= hard:
+                        row[first + k - hard] = -1.0
+                    free = 0.0
+                    if cut[k]:  # in another slice this asks nothing: more than any layout takes
+                        free = max(0.0, float((constant + added.max(axis=1) * max(self.depths)).max()))
+                        row[chosen[j]] = free
+                    constraints.append(LinearConstraint(row[None, :], -np.inf, sign + free))
+        upper = np.concatenate([np.full(layers, float(max(self.depths))), np.ones(first - layers), np.full(slacks, np.inf)])
         result: Any = milp(
             objective,
             integrality=np.concatenate([np.ones(first), np.zeros(slacks)]),
@@ -116,22 +192,47 @@ class Programme:
         return Solution(self.sizes[hidden], chosen, -float(result.mip_dual_bound)), result.x[first:]
 
     def _cut(self, solution: Solution, slacks: np.ndarray) -> bool:
-        """Add the tangents of budgets with a probability that a solution misses by more than it says."""
+        """Make budgets stricter that a solution misses by more than it says: by cutting a slice there, or by a tangent."""
         hard, cut = len(self.budgets) - len(self.soft), False
-        for k, budget in enumerate(self.budgets):
-            if budget.confidence is None:
+        for k, (budget, walks) in enumerate(zip(self.budgets, self._walks, strict=True)):
+            if budget.confidence is None and walks is None:
                 continue
             excess = budget.excess(self.model.amount(solution.hidden, solution.counts, budget))
             if excess <= max(0.0, slacks[k - hard] if k >= hard else 0.0) + MISSED:
                 continue
-            i, (added, constant) = self.sizes.index(solution.hidden), self._rows[k][0]
-            steps, offset = self.model.tangent(solution.hidden, solution.counts, budget)
-            added, constant = added.copy(), constant.copy()
-            added[i] += steps / budget.limit
-            constant[i] += offset / budget.limit
-            self._rows[k].append((added, constant))
-            cut = True
+            cut |= (walks is not None and self._cut_slice(k, solution)) or (budget.confidence is not None and self._add_tangent(k, solution))
         return cut
+
+    def _place(self, k: int, solution: Solution) -> tuple[int, float]:
+        """The slice of a budget that a solution lies in, and its walk."""
+        walks = self._walks[k]
+        if walks is None:
+            return 0, 0.0
+        walk = self.model.walked(solution.hidden, solution.counts, self.budgets[k].metric)[1] / walks.longest
+        return max(j for j, piece in enumerate(self._slices[k]) if j == 0 or piece.low <= walk + APART / 2), walk
+
+    def _cut_slice(self, k: int, solution: Solution) -> bool:
+        """Whether the slice that a solution lies in could be cut where the solution lies."""
+        j, walk = self._place(k, solution)
+        piece, budget = self._slices[k][j], self.budgets[k]
+        if walk <= piece.low + APART:
+            return False
+        after = _Slice(walk - APART / 2, piece.high, (self._row(budget, self._missed(budget, walk)),))
+        self._slices[k][j : j + 1] = [replace(piece, high=walk - APART), after]
+        return True
+
+    def _add_tangent(self, k: int, solution: Solution) -> bool:
+        (j, _), budget = self._place(k, solution), self.budgets[k]
+        piece, i = self._slices[k][j], self.sizes.index(solution.hidden)
+        added, constant = piece.rows[0]
+        steps, offset = self.model.tangent(
+            solution.hidden, solution.counts, budget, added[i] * budget.limit, float(constant[i]) * budget.limit
+        )
+        added, constant = added.copy(), constant.copy()
+        added[i] += steps / budget.limit
+        constant[i] += offset / budget.limit
+        self._slices[k][j] = replace(piece, rows=(*piece.rows, (added, constant)))
+        return True
 
     def spec(self, solution: Solution) -> ArchSpec:
         """A layout of these counts, each kind spread evenly."""

@@ -13,6 +13,7 @@ from archsearch.predict import CostTable
 from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality, QualityResult
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
+from archsearch.walk import WalkLaw
 from operators.costs import block_costs, model_parameters
 from operators.specs import BlockSpec, ModelDims
 
@@ -59,10 +60,30 @@ class AnalyticTable:
             case _:
                 return costs.flops(tokens=512, context=0) / 1e9
 
+    def law(self, metric: Metric) -> WalkLaw | None:
+        return None
+
     def constant(self, spec: ArchSpec, metric: Metric) -> float:
         if metric.kind == "parameters":
             return float(model_parameters((), spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings))
         return 0.5
+
+
+class WalkingTable(AnalyticTable):
+    """Decoding as above, only that what the caches hold of a layout's walk costs a fifth, and a GQA byte half as much again."""
+
+    def law(self, metric: Metric) -> WalkLaw | None:
+        return WalkLaw(capacity_bytes=22e6, steepness=4.0, ms_per_byte=8e-7) if metric.kind == "decode_ms" else None
+
+    def additive(self, block: BlockSpec, dims: ModelDims, metric: Metric) -> float:
+        return super().additive(block, dims, metric) * (0.2 if metric.kind == "decode_ms" else 1.0)
+
+    def cold(self, block: BlockSpec, dims: ModelDims, metric: Metric) -> tuple[float, float]:
+        size = super().additive(block, dims, metric) * 1e6
+        return size * 8e-7 * (1.5 if block.operator.kind == "gqa" else 1.0), size
+
+    def constant_cold(self, spec: ArchSpec, metric: Metric) -> tuple[float, float]:
+        return 0.4, 5e5
 
 
 def quality_of(spec: ArchSpec) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_fakes import DECODE, AnalyticTable, as_table, space_of
+from search_fakes import DECODE, METRICS, AnalyticTable, WalkingTable, as_table, space_of
 from search_harness import brute_force_front, objectives, reachable, search, searcher_of, trials_of
 
 from archsearch.budgets import Budget, Metric, parse_metric
@@ -23,6 +23,7 @@ from archsearch.search.designs import PLACEMENTS, positions, spread
 from archsearch.search.feasible import CostModel
 from archsearch.search.programme import Programme
 from archsearch.search.result import TEXT_TIE, choose
+from archsearch.search.table import CostArrays
 from archsearch.spec import ArchSpec
 
 TrialState = optuna.trial.TrialState
@@ -78,12 +79,13 @@ def test_baselines_are_what_anyone_would_ask_about() -> None:
 # -- budgets ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [AnalyticTable, WalkingTable])
 @settings(max_examples=40, deadline=None)
 @given(tightness=st.tuples(*[st.floats(0.3, 1.3)] * 3))
-def test_the_nearest_layout_is_the_best_of_all(tightness: tuple[float, ...]) -> None:
+def test_the_nearest_layout_is_the_best_of_all(kind: type[AnalyticTable], tightness: tuple[float, ...]) -> None:
     """Against every multiset of blocks: integer programming finds the least violation, and a layout that keeps all if one does."""
     space = space_of(layers=4)
-    table = as_table(AnalyticTable())
+    table = as_table(kind())
     middle = CostModel(space, table, AnalyticTable().metrics(), ()).costs(space.spec([space.blocks[0], space.blocks[3]] * 2)).values
     limits = {"decode_ms@4096": 0, "memory_mb@4096": 1, "parameters": 2}
     budgets = [Budget(parse_metric(name), middle[name] * tightness[i]) for name, i in limits.items()]
@@ -98,6 +100,21 @@ def test_the_nearest_layout_is_the_best_of_all(tightness: tuple[float, ...]) -> 
     assert (favourite is not None) == costs.feasible
     if favourite is not None:
         assert model.costs(favourite).feasible
+
+
+@pytest.mark.parametrize("kind", [AnalyticTable, WalkingTable])
+def test_arrays_and_sums_give_the_same_costs_within_the_span(kind: type[AnalyticTable]) -> None:
+    space = space_of(layers=[3, 4])
+    model = CostModel(space, as_table(kind()), METRICS, ())
+    arrays = CostArrays(model, METRICS)
+    specs = [space.spec(layers) for n in (3, 4) for layers in itertools.combinations_with_replacement(space.blocks, n)]
+    values = arrays.values(arrays.codec.encode(specs))
+    low, high = arrays.span(DECODE)
+    for spec, row in zip(specs, values, strict=True):
+        expected = model.costs(spec).values
+        assert row == pytest.approx([expected[str(metric)] for metric in arrays.metrics])
+        assert low <= expected[str(DECODE)] * (1 + 1e-9)
+        assert high >= expected[str(DECODE)] * (1 - 1e-9)
 
 
 def test_no_trained_layout_misses_a_budget(tmp_path: Path) -> None:

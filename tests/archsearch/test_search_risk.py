@@ -187,7 +187,7 @@ def test_the_tail_is_the_95th_percentile_of_single_runs(tables: SearchTables) ->
     by_key = {row.key: row for row in tables.first.rows}
     for row in table.rows:
         whole = np.concatenate(list(by_key[row.key].rounds.values()))
-        estimate = table._summary(row)
+        estimate = table.chains.summary(row)
         assert estimate.value == pytest.approx(np.quantile(whole, 0.95) / row.copies / 1e6)
         assert estimate.low <= estimate.value <= estimate.high
     spec = SPACE.spec([SPACE.blocks[0], SPACE.blocks[2], SPACE.blocks[3]])
