@@ -331,14 +331,15 @@ class _Bench:
         if spec is None or table is None or predicted is None:
             return None
         parts = {subject.subject_id: subject for subject in self.parts(workload)}
-        counts, now = table.part_counts(spec, workload), 0.0
+        counts, now, then = table.part_counts(spec, workload), 0.0, 0.0
         for subject_id, subject in parts.items():
             key, _ = self.references[workload, subject_id]
             if not rows[key].rounds:
                 return None
             count = counts[subject.blocks[0]] if subject.blocks else 1
             now += count * row_summary(rows[key]).value
-        return now / float(predicted.value)
+            then += count * (table.chains.chain(subject.blocks[0], spec.dims, workload) if subject.blocks else table.head(spec, workload)).value
+        return now / then
 
 
 def measured_fields(row: Row) -> dict[str, Any]:

@@ -73,11 +73,10 @@ class LatencyTable:
         rows: finished latency measurements.
         failed: those that failed, for messages.
         device: how the user names it, for messages.
-        resident: bytes that a stored byte of weights takes when it is loaded, by precision (prepacking pads and adds sums).
     """
 
-    def __init__(self, rows: Iterable[Row], *, failed: Sequence[Row], device: str, resident: Callable[[Precision], float]) -> None:
-        self.device, self.failed, self.resident = device, failed, resident
+    def __init__(self, rows: Iterable[Row], *, failed: Sequence[Row], device: str) -> None:
+        self.device, self.failed = device, failed
         self.rows = list(rows)
         self._by_subject: dict[tuple[str, Workload], Row] = {}
         self._heads: dict[str, list[Row]] = {}
@@ -168,10 +167,9 @@ class LatencyTable:
         return Chain(block=(block, dims), copies=row.copies, size_bytes=size, each_ms=self.summary(row).value)
 
     def walk_bytes(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> float:
-        """Bytes of weights and caches that a decode step reads in a block."""
+        """Bytes of weights, as they are stored, and caches that a decode step reads in a block."""
         costs = block_costs(block, dims)
-        caches = costs.state_bytes(batch=workload.batch, cache=workload.cache)
-        return self.resident(workload.precision) * costs.weight_bytes(workload.precision) + caches
+        return float(costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache))
 
     def part_terms(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Terms:
         """Of a measured block."""
@@ -232,7 +230,7 @@ class LatencyTable:
         weights = head_weights(spec.dims, spec.vocab_size, tie_embeddings=spec.tie_embeddings)
         if not spec.tie_embeddings:
             weights = weights[1:]  # of an embedding of its own a step reads one row
-        size = self.resident(workload.precision) * sum(weight_bytes(weight, workload.precision) for weight in weights)
+        size = float(sum(weight_bytes(weight, workload.precision) for weight in weights))
         cold = law.ms_per_byte * size
         less = min(estimate.low, cold * float(law.missed(size)))
         warm = Estimate(estimate.value - less, estimate.low - less, estimate.high - less, estimate.extrapolated)

@@ -136,14 +136,6 @@ class MemoryTable:
                 found.append(self._chain(block, dims, precision, phase).runtime)
         return float(np.median(found)) if found else 0.0
 
-    def resident_share(self, precision: Precision) -> float:
-        """Bytes that a stored byte of weights takes when it is loaded, median over the measured blocks; 1 where nothing tells."""
-        found = []
-        for dims, block in ((dims, block) for (dims, own), blocks in self._blocks.items() if own == precision for block in blocks):
-            with contextlib.suppress(MissingMeasurement):
-                found.append(self._chain(block, dims, precision, "decode").weights / block_costs(block, dims).weight_bytes(precision))
-        return float(np.median(found)) if found else 1.0
-
     def model(self, spec: ArchSpec, workload: Workload, phase: MemoryPhase = "decode") -> MemoryParts:
         """A whole model's peak, by part, in bytes.
 

@@ -50,7 +50,7 @@ class CostTable:
         memory = [row for row in usable if row.purpose == "memory"]
         self.peaks = MemoryTable(memory, device=device, compose=composed, block_of=lambda row: block_of(row)[0])
         latency = [row for row in usable if row.purpose == "latency"]
-        self.chains = LatencyTable(latency, failed=self.failed, device=device, resident=self.peaks.resident_share)
+        self.chains = LatencyTable(latency, failed=self.failed, device=device)
         self._points: dict[tuple[BlockSpec, ModelDims, Metric], float] = {}
 
     @classmethod

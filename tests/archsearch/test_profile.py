@@ -6,12 +6,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from archsearch.profile import PREFILL_COPIES, decode_copies, profile
+from archsearch.profile import PREFILL_COPIES, SHORT_COPIES, curve_copies, decode_copies, profile
 from archsearch.space import Space
 from archsearch.store import Store
 from devices import open_device
 from tests.archsearch.fake_device import FakeDevice
 from tests.archsearch.spaces import small
+
+MEASURED = 3 + 2 * 5 + 1
 
 
 def rows(run_dir: Path):  # type: ignore[no-untyped-def]
@@ -23,11 +25,12 @@ def test_every_block_is_measured_for_every_workload(tmp_path: Path) -> None:
     space, device = Space.from_dict(small()), FakeDevice()
     events = list(profile(space, tmp_path, device))
     latency = [row for row in rows(tmp_path) if row.purpose == "latency"]
-    # Two blocks, and embedding with head; one prefill and two decode workloads.
-    assert len(latency) == 3 * 3
+    # Two blocks, and embedding with head: prefill; decode at two contexts, chains of two lengths; and at the lesser, one more of one block.
+    assert len(latency) == MEASURED
     assert all(row.status == "done" and sorted(row.rounds) == [0, 1, 2, 3] for row in latency)
     copies = {(row.workload.phase, row.copies) for row in latency if row.subject["kind"] == "block"}
-    assert copies == {("prefill", PREFILL_COPIES), ("decode", decode_copies(space))}
+    assert copies == {("prefill", PREFILL_COPIES), *(("decode", n) for n in (SHORT_COPIES, *curve_copies(space), decode_copies(space)))}
+    assert (SHORT_COPIES, curve_copies(space), decode_copies(space)) == (2, (3,), 4)
     memory = [row for row in rows(tmp_path) if row.purpose == "memory"]
     assert [row.status for row in memory] == ["done"] * 2 * 5
     assert events[-1].stage == "finished"
@@ -44,7 +47,7 @@ def test_an_interrupted_profile_measures_exactly_the_rest(tmp_path: Path) -> Non
             events.close()
     second = FakeDevice()
     list(profile(space, tmp_path, second))
-    assert len(first.measured) + len(second.measured) == 9 * 4
+    assert len(first.measured) + len(second.measured) == MEASURED * 4
     assert second.memory == []
     assert all(row.status == "done" for row in rows(tmp_path))
     third = FakeDevice()
