@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ class Side:
     rows: Mapping[tuple[str, Workload], Row]
     conditions: Mapping[str, Mapping[str, Any]]
     """By series."""
+    memory: Mapping[tuple[str, Workload], Row] = field(default_factory=dict)
     other_runtimes: int = 0
     """Measurements of earlier versions of the runtime, which are left out."""
 
@@ -53,6 +55,8 @@ class Pair:
     """One subject at one workload on both sides, milliseconds for one copy."""
 
     label: str
+    copies: int
+    """How long the chain is: a block is measured in chains of several lengths."""
     workload: Workload
     a_ms: float
     b_ms: float
@@ -74,7 +78,27 @@ class Pair:
 
     def to_dict(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("a_ms", "b_ms", "ratio", "low", "high", "p", "verdict")}
-        return {"label": self.label, **workload_fields(self.workload), **fields}
+        return {"label": self.label, "copies": self.copies, **workload_fields(self.workload), **fields}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPair:
+    """Peak memory of one subject in a phase on both sides, bytes: one fresh process each, so no interval."""
+
+    label: str
+    copies: int
+    workload: Workload
+    a_bytes: int
+    b_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """B over A."""
+        return self.b_bytes / self.a_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {"a_bytes": self.a_bytes, "b_bytes": self.b_bytes, "ratio": self.ratio}
+        return {"label": self.label, "copies": self.copies, **workload_fields(self.workload), **fields}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +106,7 @@ class Comparison:
     """All pairs, their geometric mean, and what only one side has."""
 
     pairs: tuple[Pair, ...]
+    memory: tuple[MemoryPair, ...]
     mean: float
     mean_low: float
     mean_high: float
@@ -95,6 +120,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         return {
             "pairs": [pair.to_dict() for pair in self.pairs],
+            "memory": [pair.to_dict() for pair in self.memory],
             "geometric_mean": {"ratio": self.mean, "low": self.mean_low, "high": self.mean_high},
             "only_a": self.only_a,
             "only_b": self.only_b,
@@ -125,13 +151,15 @@ def _side(file: Path, store: Store, wanted: str | None) -> Side:
     if len(devices) > 1:
         raise InputError(f"{file}: holds several devices, {names}; choose one with --device-a or --device-b")
     refuse(devices[0]["device_id"], devices[0].get("extra", {}))
-    rows = [row for row in store.rows(fingerprint=devices[0]["fingerprint"]) if row.purpose == "latency" and row.rounds]
+    every = store.rows(fingerprint=devices[0]["fingerprint"])
+    rows = [row for row in every if row.purpose == "latency" and row.rounds]
     runtime = rows[-1].runtime if rows else ""
     return Side(
         path=file,
         device=devices[0],
         runtime=runtime,
         rows={(row.subject_id, row.workload): row for row in rows if row.runtime == runtime},
+        memory={(row.subject_id, row.workload): row for row in every if row.purpose == "memory" and row.memory and row.runtime == runtime},
         conditions=store.conditions(),
         other_runtimes=sum(row.runtime != runtime for row in rows),
     )
@@ -139,6 +167,9 @@ def _side(file: Path, store: Store, wanted: str | None) -> Side:
 
 def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> Comparison:
     """Pair what both sides measured.
+
+    A ratio's interval is the wider one of two: processes drawn anew and then their rounds; and both sides' own intervals
+    (`archsearch.estimate.summary`) in quadrature, which do not become too narrow with two to four processes a side.
 
     Args:
         across: conditions that are meant to differ ("device", "runtime", "huge_pages", ...).
@@ -173,15 +204,17 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
     for key, p in zip(keys, ps, strict=True):
         one, two = (row_summary(side.rows[key]).value for side in (a, b))
         low, high = _interval(drawn[key])
+        half = math.hypot(*(row_summary(side.rows[key]).relative for side in (a, b)))
         pairs.append(
             Pair(
                 label=str(a.rows[key].subject.get("label", key[0])),
+                copies=a.rows[key].copies,
                 workload=key[1],
                 a_ms=one,
                 b_ms=two,
                 ratio=two / one,
-                low=min(low, two / one),
-                high=max(high, two / one),
+                low=min(low, two / one * math.exp(-half)),
+                high=max(high, two / one * math.exp(half)),
                 p=p,
             )
         )
@@ -189,6 +222,7 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
     low, high = _interval(np.mean(list(drawn.values()), axis=0))
     return Comparison(
         pairs=tuple(pairs),
+        memory=tuple(_memory(a, b)),
         mean=mean,
         mean_low=min(low, mean),
         mean_high=max(high, mean),
@@ -197,6 +231,14 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
         other_runtimes=(a.other_runtimes, b.other_runtimes),
         differs=differs,
     )
+
+
+def _memory(a: Side, b: Side) -> Iterator[MemoryPair]:
+    for key, row in a.memory.items():
+        if key in b.memory:
+            peaks = [side.memory[key].memory[-1]["peak_bytes"] for side in (a, b)]
+            label = str(row.subject.get("label", key[0]))
+            yield MemoryPair(label=label, copies=row.copies, workload=key[1], a_bytes=peaks[0], b_bytes=peaks[1])
 
 
 def _condition(series: Mapping[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,7 +51,7 @@ def print_comparison(found: Comparison) -> None:
     settings = sorted({f"{pair.workload.precision} {pair.workload.threads}T" for pair in found.pairs})
     rows = [
         [
-            pair.label,
+            pair.label + (f" x{pair.copies}" if pair.copies > 1 else ""),
             pair.workload.label + (f" {pair.workload.precision} {pair.workload.threads}T" if len(settings) > 1 else ""),
             milliseconds(pair.a_ms),
             milliseconds(pair.b_ms),
@@ -63,6 +64,10 @@ def print_comparison(found: Comparison) -> None:
     title = f"B beside A, {', '.join(settings)}: ms a copy, B/A with its 90 % interval"
     stdout.print(table(["what", "workload", "A", "B", "B/A", "", "B is"], rows, title=title, numbers_from=2))
     stdout.print(f"geometric mean of the ratios: {found.mean:.3f} ({found.mean_low:.3f}-{found.mean_high:.3f})")
+    if found.memory:
+        ratios = sorted(pair.ratio for pair in found.memory)
+        middle = statistics.median(ratios)
+        stdout.print(f"peak memory of {len(ratios)} processes, B/A: median {middle:.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
     notes = {"no difference shown": "not shown: no difference shown", "too few rounds": "too few: rounds, to tell"}
     if said := [note for verdict, note in notes.items() if any(pair.verdict == verdict for pair in found.pairs)]:
         stdout.print("; ".join(said), style="dim")

@@ -19,7 +19,7 @@ from devices import DeviceError
 from devices.base import Device, DeviceInfo
 from devices.plan import Event, RoundResult, RunPlan
 from tests.archsearch.fake_device import FakeDevice
-from tests.archsearch.spaces import small
+from tests.archsearch.spaces import MEASURED, small
 from tests.phone.helpers import phone_for_test
 from tests.phone.phone import FakePhone
 
@@ -62,7 +62,7 @@ def test_phones_are_measured_side_by_side(tmp_path: Path) -> None:
     assert {name for name, _ in events} == {"adb:A", "adb:B"}
     for name in devices:
         complete, total = done(tmp_path, name)
-        assert complete == total == 9 + 10
+        assert complete == total == MEASURED + 10
         assert [event.stage for device, event in events if device == name][-1] == "finished"
 
 

@@ -11,10 +11,7 @@ from archsearch.space import Space
 from archsearch.store import Store
 from devices import open_device
 from tests.archsearch.fake_device import FakeDevice
-from tests.archsearch.spaces import small
-
-MEASURED = 3 + 2 * 5 + 1
-
+from tests.archsearch.spaces import MEASURED, small
 
 def rows(run_dir: Path):  # type: ignore[no-untyped-def]
     with Store(run_dir / "measurements.db", create=False) as store:
@@ -163,7 +160,7 @@ def test_an_interrupted_further_pass_goes_on(tmp_path: Path) -> None:
     space = Space.from_dict(small())
     turn = itertools.count()
     first = FakeDevice(lambda case: 1000 + (next(turn) % 5) * 100)
-    base = 9 * 4
+    base = MEASURED * 4
     events = profile(space, tmp_path, first)
     for event in events:
         if event.stage == "latency" and len(first.measured) == base + 3:

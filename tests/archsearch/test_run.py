@@ -18,6 +18,7 @@ from command_line import ENVIRONMENT, Outcome, command, run_command
 
 from archsearch.checkpoint import Checkpoint
 from archsearch.spec import ArchSpec
+from tests.archsearch.spaces import MEASURED
 
 pytestmark = pytest.mark.slow
 
@@ -327,7 +328,7 @@ def test_a_killed_profile_goes_on(space: Path, tmp_path: Path, number: signal.Si
         assert "the same command goes on where it stopped" in err
         assert "Traceback" not in err
     before = samples(run)
-    wanted = 9 * 4  # two blocks and the head, each at three workloads
+    wanted = MEASURED * 4
     assert 5 <= len(before) < wanted
     ended = run_command(*arguments)
     assert ended.status == 0, ended.err
