@@ -338,7 +338,9 @@ class _Bench:
                 return None
             count = counts[subject.blocks[0]] if subject.blocks else 1
             now += count * row_summary(rows[key]).value
-            then += count * (table.chains.chain(subject.blocks[0], spec.dims, workload) if subject.blocks else table.head(spec, workload)).value
+            then += (
+                count * (table.chains.chain(subject.blocks[0], spec.dims, workload) if subject.blocks else table.head(spec, workload)).value
+            )
         return now / then
 
 

@@ -64,9 +64,7 @@ class LanguageModel(nn.Module):
     def head_weight_VD(self) -> Tensor:
         return self.embed_tokens.weight if self.spec.tie_embeddings else self.lm_head.weight
 
-    def hidden(
-        self, ids_BT: Tensor, state: list[State] | None = None, documents: Documents | None = None
-    ) -> tuple[Tensor, list[State]]:
+    def hidden(self, ids_BT: Tensor, state: list[State] | None = None, documents: Documents | None = None) -> tuple[Tensor, list[State]]:
         """The normalised output of the last layer, [B, T, D], and the new state of every layer.
 
         With `documents`, a packed sequence from its start, in which no document sees another; its state leads nowhere.
@@ -79,9 +77,7 @@ class LanguageModel(nn.Module):
             states.append(new)
         return self.embedding_norm(x_BTD), states
 
-    def forward(
-        self, ids_BT: Tensor, state: list[State] | None = None, documents: Documents | None = None
-    ) -> tuple[Tensor, list[State]]:
+    def forward(self, ids_BT: Tensor, state: list[State] | None = None, documents: Documents | None = None) -> tuple[Tensor, list[State]]:
         """Logits [B, T, V] and the new state; `documents` as in `hidden`."""
         x_BTD, state = self.hidden(ids_BT, state, documents)
         return F.linear(x_BTD, self.head_weight_VD), state

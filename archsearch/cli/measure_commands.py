@@ -57,9 +57,7 @@ def profile(
     if json_output:
         partial = len(rows) - done - len(failures)
         flagged = {device_id: count for device_id, (count, _) in began_hot.items()}
-        print_json(
-            {"run": str(run), "devices": ids, "measurements": done, "partial": partial, "failed": failures, "flagged": flagged}
-        )
+        print_json({"run": str(run), "devices": ids, "measurements": done, "partial": partial, "failed": failures, "flagged": flagged})
     else:
         for device_id, target in opened.items():
             if usable(target.info.extra):

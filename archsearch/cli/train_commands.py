@@ -151,9 +151,7 @@ def train(
 @app.command(epilog="Example: archsearch export checkpoint --to onnx --out exported")
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")],
-    to: Annotated[
-        Literal["onnx", "hf", "gguf"], typer.Option("--to", help="onnx, hf (Hugging Face transformers) or gguf (llama.cpp).")
-    ],
+    to: Annotated[Literal["onnx", "hf", "gguf"], typer.Option("--to", help="onnx, hf (Hugging Face transformers) or gguf (llama.cpp).")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to be made.")],
     precision: Annotated[
         str | None,

@@ -13,7 +13,7 @@ the tangent there is added (cutting planes; Kelley, J. SIAM 1960). Both are lowe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,11 @@ class Solution:
     hidden: int
     counts: dict[BlockSpec, int]
     bound: float
+
+
+def _binaries(slices: Sequence[_Slice]) -> int:
+    """Variables that say which slice a walk lies in; none where there is but one."""
+    return len(slices) if len(slices) > 1 else 0
 
 
 class Programme:
@@ -131,10 +136,9 @@ class Programme:
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         h, b, d = len(self.sizes), len(self.blocks), len(self.depths)
-        layers, shapes, slacks = h * b, h * d, len(self.soft)
-        cut = [len(slices) if len(slices) > 1 else 0 for slices in self._slices]
-        first = layers + shapes + sum(cut)
-        total = first + slacks
+        layers, shapes = h * b, h * d
+        first = layers + shapes + sum(map(_binaries, self._slices))
+        total = first + len(self.soft)
         objective = np.zeros(total)
         objective[first:] = 1.0
         if worth is not None:
@@ -147,39 +151,12 @@ class Programme:
             depth[i, i * b : (i + 1) * b] = 1.0
             depth[i, layers + i * d : layers + (i + 1) * d] = [-float(n) for n in self.depths]
         constraints = [LinearConstraint(one, 1, 1), LinearConstraint(depth, 0, 0)]
-
-        def spread_out(row: Row, sign: float = 1.0) -> np.ndarray:
-            added, constant = row
-            return np.concatenate([sign * added.ravel(), np.repeat(sign * constant, d), np.zeros(total - layers - shapes)])
-
-        hard, at = len(self.budgets) - slacks, layers + shapes
-        for k, (budget, slices, walks) in enumerate(zip(self.budgets, self._slices, self._walks, strict=True)):
-            sign = -1.0 if budget.at_least else 1.0
-            chosen = range(at, at + cut[k])
-            at += cut[k]
-            if cut[k] and walks is not None:
-                which, low, high = np.zeros(total), spread_out((walks.layers, walks.constant)), spread_out((walks.layers, walks.constant))
-                which[chosen] = 1.0
-                low[chosen], high[chosen] = [-piece.low for piece in slices], [-piece.high for piece in slices]
-                constraints += [
-                    LinearConstraint(which[None, :], 1, 1),
-                    LinearConstraint(low[None, :], 0, np.inf),
-                    LinearConstraint(high[None, :], -np.inf, 0),
-                ]
-            for j, piece in enumerate(slices):
-                for added, constant in piece.rows:
-                    row = spread_out((added, constant), sign)
-                    if k >= hard:
-                        row[first + k - hard] = -1.0
-                    free = 0.0
-                    if cut[k]:  # in another slice this asks nothing: more than any layout takes
-                        free = max(0.0, float((constant + added.max(axis=1) * max(self.depths)).max()))
-                        row[chosen[j]] = free
-                    constraints.append(LinearConstraint(row[None, :], -np.inf, sign + free))
-        upper = np.concatenate([np.full(layers, float(max(self.depths))), np.ones(first - layers), np.full(slacks, np.inf)])
+        for k in range(len(self.budgets)):
+            constraints += [LinearConstraint(row[None, :], least, most) for row, least, most in self._asked(k, first, total)]
+        upper = np.concatenate([np.full(layers, float(max(self.depths))), np.ones(first - layers), np.full(total - first, np.inf)])
         result: Any = milp(
             objective,
-            integrality=np.concatenate([np.ones(first), np.zeros(slacks)]),
+            integrality=np.concatenate([np.ones(first), np.zeros(total - first)]),
             bounds=Bounds(0, upper),
             constraints=constraints,
             options={"mip_rel_gap": 0.0},
@@ -191,6 +168,36 @@ class Programme:
         chosen = {block: int(n) for block, n in zip(self.blocks, counts[hidden], strict=True) if n}
         return Solution(self.sizes[hidden], chosen, -float(result.mip_dual_bound)), result.x[first:]
 
+    def _asked(self, k: int, first: int, total: int) -> Iterator[tuple[np.ndarray, float, float]]:
+        """Constraints of budget k as (row, least, most): on its limit, and on which slice the walk lies in."""
+        budget, slices, walks = self.budgets[k], self._slices[k], self._walks[k]
+        sign, soft = -1.0 if budget.at_least else 1.0, k - (len(self.budgets) - len(self.soft))
+        at = len(self.sizes) * (len(self.blocks) + len(self.depths)) + sum(map(_binaries, self._slices[:k]))
+        own = range(at, at + _binaries(slices))
+
+        def over(row: Row) -> np.ndarray:
+            """A row over all variables, from what layers and hidden sizes take."""
+            found = np.zeros(total)
+            taken = np.concatenate([row[0].ravel(), np.repeat(row[1], len(self.depths))])
+            found[: len(taken)] = taken
+            return found
+
+        if walks is not None and own:
+            which, low, high = np.zeros(total), over((walks.layers, walks.constant)), over((walks.layers, walks.constant))
+            which[own], low[own], high[own] = 1.0, [-piece.low for piece in slices], [-piece.high for piece in slices]
+            yield which, 1.0, 1.0
+            yield low, 0.0, np.inf
+            yield high, -np.inf, 0.0
+        for j, piece in enumerate(slices):
+            for added, constant in piece.rows:
+                row, free = sign * over((added, constant)), 0.0
+                if soft >= 0:
+                    row[first + soft] = -1.0
+                if own:  # of a layout in another slice this asks nothing: at most what the dearest layout takes
+                    free = max(0.0, float((constant + added.max(axis=1) * max(self.depths)).max()))
+                    row[own[j]] = free
+                yield row, -np.inf, sign + free
+
     def _cut(self, solution: Solution, slacks: np.ndarray) -> bool:
         """Make budgets stricter that a solution misses by more than it says: by cutting a slice there, or by a tangent."""
         hard, cut = len(self.budgets) - len(self.soft), False
@@ -200,7 +207,9 @@ class Programme:
             excess = budget.excess(self.model.amount(solution.hidden, solution.counts, budget))
             if excess <= max(0.0, slacks[k - hard] if k >= hard else 0.0) + MISSED:
                 continue
-            cut |= (walks is not None and self._cut_slice(k, solution)) or (budget.confidence is not None and self._add_tangent(k, solution))
+            cut |= (walks is not None and self._cut_slice(k, solution)) or (
+                budget.confidence is not None and self._add_tangent(k, solution)
+            )
         return cut
 
     def _place(self, k: int, solution: Solution) -> tuple[int, float]:

@@ -13,6 +13,7 @@ from devices import open_device
 from tests.archsearch.fake_device import FakeDevice
 from tests.archsearch.spaces import MEASURED, small
 
+
 def rows(run_dir: Path):  # type: ignore[no-untyped-def]
     with Store(run_dir / "measurements.db", create=False) as store:
         return store.rows()

@@ -64,8 +64,18 @@ LAYOUTS = 4
 """Two operators, one width, two layers."""
 DOCUMENT = {"name", "spec_id", "device", "parameters", "workloads", "memory"}
 WORKLOAD = {
-    "phase", "tokens", "context", "batch", "precision", "threads", "predicted_ms", "low_ms", "high_ms",
-    "extrapolated", "measured_ms", "measured_p95_ms"
+    "phase",
+    "tokens",
+    "context",
+    "batch",
+    "precision",
+    "threads",
+    "predicted_ms",
+    "low_ms",
+    "high_ms",
+    "extrapolated",
+    "measured_ms",
+    "measured_p95_ms",
 }
 
 

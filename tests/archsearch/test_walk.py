@@ -21,7 +21,8 @@ def chains(law: WalkLaw, *, noise: float = 0.0, seed: int = 0, curve: str = "con
             block=name,
             copies=n,
             size_bytes=size * scale,
-            each_ms=(warm * scale + size * scale * law.ms_per_byte * float(law.missed(n * size * scale))) * float(np.exp(noise * draw.normal())),
+            each_ms=(warm * scale + size * scale * law.ms_per_byte * float(law.missed(n * size * scale)))
+            * float(np.exp(noise * draw.normal())),
         )
         for name, (size, warm) in BLOCKS.items()
         for n in (LENGTHS if name == curve else (LENGTHS[0], LENGTHS[-1]))
