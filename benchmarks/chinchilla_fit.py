@@ -1,4 +1,4 @@
-"""How sure is the fit of Besiroglu et al.? Bootstraps it from their points, and prints the numbers that `archsearch.overtraining.laws` keeps.
+"""How sure is the fit of Besiroglu et al.? Bootstraps it from their points; `archsearch.overtraining.laws` keeps the covariance.
 
     python benchmarks/chinchilla_fit.py svg_extracted_data.csv [--bootstraps 4000]
 
@@ -42,7 +42,8 @@ def main() -> None:
 
     logs = np.log(N), np.log(D), np.log(loss)
     best, value = fit(START, *logs)
-    print("fit: " + ", ".join(f"{name} {value:.6g}" for name, value in zip(PUBLISHED, natural(best), strict=True)) + f"; objective {value:.6e}")
+    found = ", ".join(f"{name} {value:.6g}" for name, value in zip(PUBLISHED, natural(best), strict=True))
+    print(f"fit: {found}; objective {value:.6e}")
     draw = np.random.default_rng(options.seed)
     drawn = []
     for _ in range(options.bootstraps):
