@@ -39,16 +39,16 @@ def plan(
         float | None, typer.Option("--peak-tflops", metavar="P", help="Of another accelerator: 10^12 FLOP a second, dense.")
     ] = None,
     mfu: Annotated[float, typer.Option("--mfu", metavar="SHARE", help="Share of the peak that is reached.")] = 0.4,
-    sequence: Annotated[int, typer.Option("--sequence", min=1, help="Tokens of a training sequence: attention costs more in long ones.")] = 2048,
+    sequence: Annotated[
+        int, typer.Option("--sequence", min=1, help="Tokens of a training sequence: attention costs more in long ones.")
+    ] = 2048,
     t2: Annotated[
         Path | None, typer.Option("--t2", metavar="FILE", help="Constants of T² (training and repeated sampling), which you have fitted.")
     ] = None,
     query_flops: Annotated[
         str | None, typer.Option("--query-flops", metavar="C", help="T²: what one query may cost, over all its samples.")
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Keep the plan in a run directory, for its report.")
-    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Keep the plan in a run directory, for its report.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Ask scaling laws how long to train a spec, what overtraining costs, and when it pays off."""

@@ -33,14 +33,18 @@ def _print_question(plan: OvertrainingPlan) -> None:
     if plan.tokens is not None:
         ratio = plan.tokens / first.parameters
         asked = f" (C / 6 N of {format_power(plan.budget_flops)} FLOP)" if plan.budget_flops else ""
-        stdout.print(f"{format_count(plan.tokens)} training tokens{asked}, {_number(ratio)} a parameter: 6 N D = {format_power(first.six_nd)} FLOP")
+        stdout.print(
+            f"{format_count(plan.tokens)} training tokens{asked}, {_number(ratio)} a parameter: 6 N D = {format_power(first.six_nd)} FLOP"
+        )
         more = 100 * (plan.flops_per_token / (6 * first.parameters) - 1)
         stdout.print(
             f"By arithmetic {format_power(first.training_flops)} FLOP ({more:+.1f} %, in sequences of {plan.sequence:,}): "
             f"{first.gpu_hours:,.0f} {_device(plan)}"
         )
     else:
-        stdout.print(f"Trained until this size is the cheapest of its loss for {format_count(plan.inference_tokens or 0)} inference tokens;")
+        stdout.print(
+            f"Trained until this size is the cheapest of its loss for {format_count(plan.inference_tokens or 0)} inference tokens;"
+        )
         stdout.print(f"arithmetic in sequences of {plan.sequence:,}; {_device(plan)}")
 
 

@@ -7,8 +7,9 @@ import re
 
 from archsearch.errors import InputError
 
-SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
-_FORM = re.compile(r"(\d[\d_,]*(?:\.\d*)?|\.\d+)(e[+-]?\d+)?\s*([kmbgtpezy]?)", re.IGNORECASE)
+SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "z": 1e21, "y": 1e24}
+"""No letter for 1e18: E stands for an exponent."""
+_FORM = re.compile(r"(\d[\d_,]*(?:\.\d*)?|\.\d+)(e[+-]?\d+)?\s*([kmbgtpzy]?)", re.IGNORECASE)
 
 
 def parse_count(text: str, what: str) -> float:

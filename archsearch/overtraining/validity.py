@@ -5,7 +5,7 @@ from __future__ import annotations
 from archsearch.overtraining.laws import Allocation, ScalingLaw
 from archsearch.overtraining.quantities import format_count
 
-SARDANA_NOTE = "Fits at usual ratios promise too much of more tokens at extreme ones (Sardana et al., arXiv 2401.00448): expect a higher loss."
+SARDANA_NOTE = "Fits at usual ratios promise too much of more tokens at extreme ones (Sardana et al., 2401.00448): expect a higher loss."
 
 
 def beyond_fit(law: ScalingLaw, parameters: float, tokens: float, fitted_size: float, lifetime: Allocation | None) -> tuple[str, ...]:
