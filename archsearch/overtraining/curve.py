@@ -39,11 +39,13 @@ class Curve:
 
 
 def curve(law: ScalingLaw, parameters: float, inference_tokens: float, shown: Sequence[float]) -> Curve:
-    """From a tenth of the compute-optimal tokens to well beyond them and all that is `shown`."""
+    """From a tenth of the compute-optimal tokens to well beyond them and all that is `shown`, with the ends of what the fit had seen."""
     best = law.optimal_tokens(parameters)
     low = min(best, *shown) / 10
     high = max(30 * best, *(3 * tokens for tokens in shown))
-    tokens = [float(d) for d in np.geomspace(low, high, POINTS)]
+    fitted = fitted_tokens(law, parameters)
+    ends_of_fit = [tokens for tokens in fitted or () if low < tokens < high]
+    tokens = sorted({*map(float, np.geomspace(low, high, POINTS)), *ends_of_fit})
     losses = [law.loss(parameters, d) for d in tokens]
     ends = [law.interval(lambda one, d=d: one.loss(parameters, d)) for d in tokens]  # type: ignore[misc]
     optima = [lifetime_optimum(law, loss, inference_tokens) for loss in losses]
@@ -54,7 +56,7 @@ def curve(law: ScalingLaw, parameters: float, inference_tokens: float, shown: Se
         high=tuple(end[1] for end in ends if end),
         total_flops=tuple(6 * parameters * d + 2 * parameters * inference_tokens for d in tokens),
         least_flops=tuple(optimum.total_flops(inference_tokens) for optimum in optima),
-        fitted=fitted_tokens(law, parameters),
+        fitted=fitted,
     )
 
 

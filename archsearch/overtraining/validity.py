@@ -20,10 +20,9 @@ def beyond_fit(law: ScalingLaw, parameters: float, tokens: float, fitted_size: f
         (tokens, seen.tokens, f"{format_count(tokens)} tokens"),
         (tokens / parameters, seen.ratio, f"{_ratio(tokens / parameters)} tokens a parameter"),
     ]
-    if lifetime is not None:
-        ratio = lifetime.tokens / lifetime.parameters
-        asked.append((ratio, seen.ratio, f"{_ratio(ratio)} tokens a parameter of its lifetime optimum"))
     found = [f"{words} (its fit saw {_span(ends)})" for value, ends, words in asked if not ends[0] <= value <= ends[1]]
+    if lifetime is not None and not seen.ratio[0] <= (ratio := lifetime.tokens / lifetime.parameters) <= seen.ratio[1]:
+        found.append(f"{_ratio(ratio)} a parameter for its lifetime optimum")
     if parameters != fitted_size:
         found.append(f"{format_count(parameters)} parameters where its fit counted {law.counted} ones ({format_count(fitted_size)})")
     return tuple(found)

@@ -24,6 +24,7 @@ LFM2 = EXAMPLES / "lfm2-350m.toml"
 COMMANDS = {
     "devices": set[str](),
     "spec": {"--to"},
+    "plan": {"--tokens", "--budget-flops", "--inference-tokens", "--law", "--mfu", "--accelerator", "--t2", "--run"},
     "profile": {"--run", "--device"},
     "predict": {"--run", "--device"},
     "bench": {"--run", "--device"},

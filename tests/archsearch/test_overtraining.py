@@ -104,7 +104,9 @@ def test_the_documents_lines_add_up(lfm2: ArchSpec) -> None:
     assert law["total_flops"] == pytest.approx(law["six_nd"] + 2 * law["parameters"] * 1e14)
     assert law["lifetime"]["saved"] == pytest.approx(1 - law["lifetime"]["total_flops"] / law["total_flops"])
     assert law["lifetime"]["saved"] > 0
-    assert {len(law["curve"][name]) for name in ("tokens", "loss", "low", "high", "total_flops", "least_flops")} == {61}
+    (length,) = {len(law["curve"][name]) for name in ("tokens", "loss", "low", "high", "total_flops", "least_flops")}
+    assert length > 60
+    assert law["curve"]["fitted"][1] in law["curve"]["tokens"], "the line can end being solid where the fit ends"
     undertrained = plan(lfm2, tokens=1e9).to_dict()["laws"][0]
     assert undertrained["break_even_inference_tokens"]["value"] is None
     assert undertrained["right_for_inference_tokens"]["value"] is None

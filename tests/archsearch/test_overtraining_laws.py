@@ -40,7 +40,7 @@ alone, and misprinted for 175B (1.26e24)."""
 
 @pytest.mark.parametrize(("parameters", "tokens"), TABLE_A3.items())
 def test_table_a3_is_nearer_to_the_unrounded_numbers(parameters: float, tokens: float) -> None:
-    """The paper's own table follows neither of its fits exactly: the unrounded one lies 6 to 19 % above it, the printed one 57 % and more."""
+    """The paper's table follows neither of its fits exactly: the unrounded one lies 6 to 19 % above it, the printed one 57 % and more."""
     assert 1.05 < HOFFMANN_TEX.optimal_tokens(parameters) / tokens < 1.20
     assert HOFFMANN.optimal_tokens(parameters) / tokens > 1.5
 
