@@ -338,10 +338,6 @@ def test_a_plan_draws_both_views_and_says_what_it_costs(report: Report) -> None:
     loss, flops = (view.figure for view in chart.views)
     lines = [trace for trace in loss["data"] if trace["mode"] == "lines" and "fill" not in trace]
     assert [trace["line"]["dash"] for trace in lines] == ["solid", "dash", "dash"]
-        "solid",
-        "dash",
-        "dash",
-    ]
     assert sum(trace.get("fill") == "toself" for trace in loss["data"]) == 1, "only the first law has an interval"
     assert loss["layout"]["shapes"][0]["x0"] == 2e12
     named = [trace["name"] for trace in flops["data"] if trace.get("showlegend") is not False]
