@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import Outcome
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta as beta_distribution
@@ -112,13 +112,14 @@ def test_the_documents_lines_add_up(lfm2: ArchSpec) -> None:
     assert undertrained["right_for_inference_tokens"]["value"] is None
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     tokens=st.floats(3, 20).map(lambda x: 10.0**x),
     served=st.none() | st.floats(0, 24).map(lambda x: 10.0**x),
     law=st.sampled_from(sorted(LAWS)),
 )
-def test_any_question_has_an_answer_that_json_can_carry(tokens: float, served: float | None, law: str) -> None:
-    found = plan(ArchSpec.read(LFM2), tokens=tokens, inference_tokens=served, laws=[law])
+def test_any_question_has_an_answer_that_json_can_carry(lfm2: ArchSpec, tokens: float, served: float | None, law: str) -> None:
+    found = plan(lfm2, tokens=tokens, inference_tokens=served, laws=[law])
     json.dumps(found.to_dict(), allow_nan=False)
     (answer,) = found.answers
     assert answer.excess_loss.value >= -1e-12
@@ -176,6 +177,7 @@ def test_hours() -> None:
 # -- T² -----------------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(a=st.floats(0.05, 50), b=st.floats(0.05, 50), k=st.integers(1, 300))
 def test_pass_at_k_is_the_mean_over_questions(a: float, b: float, k: int) -> None:
     """E[1 - (1 - p)^k] for p from Beta(a, b), as a product of its own, and for one try the mean."""
@@ -261,6 +263,7 @@ def test_other_words_are_no_counts(text: str) -> None:
         parse_count(text, "--tokens")
 
 
+@settings(deadline=None)
 @given(value=st.floats(1, 9.99e14))
 def test_counts_are_written_as_they_are_read(value: float) -> None:
     assert parse_count(format_count(value, 6), "x") == pytest.approx(value, rel=1e-5)
@@ -336,3 +339,55 @@ def test_a_run_keeps_its_plan(call: Call, tmp_path: Path) -> None:
     ended = call("plan", LFM2, "--tokens", "28T", "--run", tmp_path, "--json")
     assert json.loads((tmp_path / "plan.json").read_text()) == ended.document
     assert issubclass(InputError, ArchsearchError)
+
+
+# -- docs/overtraining.md and docs/files.md ----------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_documented_answer_is_what_is_printed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    import archsearch.cli.plan_tables as tables
+
+    monkeypatch.setattr(tables.stdout, "width", 80)
+    block = (DOCS / "overtraining.md").read_text().split("```\n$ archsearch ")[1].split("\n```")[0]
+    command, _, shown = block.partition("\n")
+    name, spec, *arguments = command.split()
+    ended = call(name, Path(__file__).parents[2] / spec, *arguments)
+    assert "\n".join(line.rstrip() for line in ended.out.splitlines()).strip() == shown.strip()
+
+
+def test_the_documented_constants_are_read(tmp_path: Path) -> None:
+    text = next(part for part in (DOCS / "overtraining.md").read_text().split("```toml\n") if part.startswith("name"))
+    (tmp_path / "t2.toml").write_text(text.split("```")[0])
+    found = T2File.read(tmp_path / "t2.toml")
+    assert found.accuracy is not None
+    assert found.sampling is not None
+
+
+def test_every_law_and_every_accelerator_is_documented(call: Call) -> None:
+    text = (DOCS / "overtraining.md").read_text()
+    help_text = call("plan", "--help").out
+    for law in LAWS.values():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `{law.name}`"))
+        cells = [cell.strip() for cell in row.split("|")[2:8]]
+        best = law.optimum(5.76e23)
+        values = [law.E, law.A, law.B, law.alpha, law.beta, best.tokens / best.parameters]
+        assert [float(cell) for cell in cells] == pytest.approx(values, rel=2e-3)
+        assert law.name in help_text
+    for accelerator in ACCELERATORS:
+        assert accelerator in text
+        assert accelerator in help_text
+
+
+def test_every_key_of_the_document_is_documented(lfm2: ArchSpec) -> None:
+    described = (DOCS / "files.md").read_text().partition("**plan**")[2].partition("| command |")[0]
+    document = plan(lfm2, tokens=1e9, inference_tokens=1e9, t2=T2File.model_validate(T2), query_flops=1e12).to_dict()
+    document["t2"].pop("constants")
+
+    def keys(part: Any) -> set[str]:
+        if isinstance(part, dict):
+            return set(part) | {key for value in part.values() for key in keys(value)}
+        return {key for value in part for key in keys(value)} if isinstance(part, list) else set()
+
+    assert {key for key in keys(document) if f'"{key}"' not in described} == set()

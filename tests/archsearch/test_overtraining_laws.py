@@ -82,6 +82,7 @@ def test_thirteen_billion_for_two_trillion() -> None:
     assert saved / large.total_flops(2e12) == pytest.approx(0.17, abs=0.01)
 
 
+@settings(deadline=None)
 @given(law=laws, parameters=sizes)
 def test_compute_optimal_is_the_least_loss_for_its_compute(law: ScalingLaw, parameters: float) -> None:
     tokens = law.optimal_tokens(parameters)
@@ -137,6 +138,7 @@ def test_break_even_is_where_two_lifetimes_cost_the_same(law: ScalingLaw, parame
         assert at < right_for(law, parameters, tokens), "it pays off before it is the best"
 
 
+@settings(deadline=None)
 @given(law=laws, parameters=sizes, ratio=ratios)
 def test_no_loss_is_below_the_optimum_of_its_compute(law: ScalingLaw, parameters: float, ratio: float) -> None:
     tokens = ratio * parameters
