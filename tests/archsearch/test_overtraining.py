@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta as beta_distribution
 
-from archsearch.errors import ArchsearchError, FileFormatError, InputError
+from archsearch.errors import FileFormatError, InputError, RunError
 from archsearch.overtraining import LAWS, T2File, plan
+from archsearch.overtraining.answers import keep
 from archsearch.overtraining.cost import ACCELERATORS, accelerator_named, hours, training_flops_per_token
+from archsearch.overtraining.curve import fitted_tokens
 from archsearch.overtraining.quantities import format_count, format_power, parse_count
 from archsearch.overtraining.sampling import accuracy, best_accuracy, best_loss, pass_at, pretraining_loss, samples, sampling_loss
+from archsearch.report import planned
+from archsearch.report.files import RunFiles
 from archsearch.spec import ArchSpec
 from operators.specs import BlockSpec, FfnSpec, GqaSpec
 
@@ -338,7 +342,6 @@ def test_a_run_keeps_its_plan(call: Call, tmp_path: Path) -> None:
     (tmp_path / "space.toml").write_text("")
     ended = call("plan", LFM2, "--tokens", "28T", "--run", tmp_path, "--json")
     assert json.loads((tmp_path / "plan.json").read_text()) == ended.document
-    assert issubclass(InputError, ArchsearchError)
 
 
 # -- docs/overtraining.md and docs/files.md ----------------------------------------------------------------------------------
@@ -391,3 +394,38 @@ def test_every_key_of_the_document_is_documented(lfm2: ArchSpec) -> None:
         return {key for value in part for key in keys(value)} if isinstance(part, list) else set()
 
     assert {key for key in keys(document) if f'"{key}"' not in described} == set()
+
+
+# -- the report's rows -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_takes_what_the_plan_kept(lfm2: ArchSpec, tmp_path: Path) -> None:
+    assert planned.plan(RunFiles(tmp_path)) is None
+    (tmp_path / "space.toml").write_text("")
+    found = plan(lfm2, tokens=28e12, inference_tokens=1e13)
+    keep(found, tmp_path)
+    row = planned.plan(RunFiles(tmp_path))
+    assert row is not None
+    assert (row.spec_id, row.chosen, row.tokens) == (lfm2.spec_id, None, 28e12)
+    assert row.hours.endswith("h100 hours at 40 % MFU")
+    for law, answer in zip(row.laws, found.answers, strict=True):
+        assert law.optimal_loss == pytest.approx(answer.law.loss(answer.parameters, law.optimal_tokens))
+        assert law.lifetime is not None
+        assert answer.lifetime is not None
+        assert law.lifetime[2] == pytest.approx(answer.lifetime.total_flops(1e13))
+        assert law.curve.fitted == fitted_tokens(answer.law, answer.parameters)
+    keep(plan(lfm2, inference_tokens=1e13), tmp_path)
+    row = planned.plan(RunFiles(tmp_path))
+    assert row is not None
+    assert (row.tokens, row.hours) == (None, "")
+    keep(plan(lfm2, tokens=1e9), tmp_path)
+    row = planned.plan(RunFiles(tmp_path))
+    assert row is not None
+    assert [(law.break_even, law.right_for, law.lifetime) for law in row.laws] == [(None, None, None)] * 2
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"name": "x", "spec_id": "y", "laws": []}'])
+def test_a_damaged_plan_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(RunError, match=r"plan\.json: (not a plan|is damaged)"):
+        planned.plan(RunFiles(tmp_path))
