@@ -59,7 +59,7 @@ def lifetime_optimum(law: ScalingLaw, loss: float, inference_tokens: float) -> A
 def tokens_for(law: ScalingLaw, parameters: float, inference_tokens: float) -> float:
     """The training tokens D after which a model of this size is the cheapest of its loss over a lifetime of `inference_tokens`.
 
-    More inference asks for more training: the size would otherwise have been better spent on a larger model.
+    More inference asks for more training: short of it, a smaller model that is trained longer would be cheaper; beyond it, a larger one.
     """
     left = math.log(law.optimal_tokens(parameters))
     if inference_tokens <= 0:
