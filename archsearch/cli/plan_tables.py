@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from archsearch.cli.tables import count, stdout, table
 from archsearch.overtraining.quantities import format_count, format_power
 
@@ -28,7 +30,7 @@ def print_plan(plan: OvertrainingPlan) -> None:
 def _print_question(plan: OvertrainingPlan) -> None:
     spec = plan.spec
     sizes = f"{count(plan.total)} parameters, {count(plan.non_embedding)} without embeddings"
-    stdout.print(f"[bold]{spec.name}[/] · {spec.spec_id} · {sizes}", highlight=False)
+    stdout.print(f"[bold]{escape(spec.name)}[/] · {spec.spec_id} · {sizes}", highlight=False)
     first = plan.answers[0]
     if plan.tokens is not None:
         ratio = plan.tokens / first.parameters
@@ -95,8 +97,10 @@ def _print_laws(plan: OvertrainingPlan) -> None:
 
 def _print_t2(found: T2Answer) -> None:
     stdout.print()
-    k = f"{format_power(found.query_flops)} FLOP a query: {_number(found.samples)} samples of {found.constants.answer_tokens:,} token(s)"
-    stdout.print(f"[bold]T²[/] with the constants of {found.constants.name} ({found.constants.source}); {k}")
+    answer = f" of {found.constants.answer_tokens:,} tokens" if found.constants.answer_tokens > 1 else ""
+    k = f"{format_power(found.query_flops)} FLOP a query: {_number(found.samples)} samples{answer}"
+    whose = escape(f"{found.constants.name} ({found.constants.source})")
+    stdout.print(f"[bold]T²[/] with the constants of {whose}; {k}")
     rows = []
     if found.loss is not None:
         rows.append(["-log pass@k (loss form)", f"{found.loss:.4g}", *_sampled(found.best_loss)])
