@@ -218,54 +218,51 @@ def _summary(plan: Plan) -> str:
     return " ".join((*words, *plan.notes))
 
 
-def _lifetime(law: PlanLaw) -> tuple[str, str]:
-    """The cheapest model of the same loss for the inference that was asked about, and the share of all FLOP that it saves."""
-    if law.lifetime is None:
-        return "–", "–"
-    parameters, tokens, flops = law.lifetime
-    return f"{amount(parameters)} on {amount(tokens)}", percent(max(0.0, 1 - flops / law.total_flops))
-
-
 def _table(plan: Plan) -> Table:
+    """One column a law, so that each line can say what it is."""
     served = plan.inference_tokens
-    lifetime = (
-        f"; cheapest: the model of that loss that costs the least FLOP for training and {amount(served)} tokens of inference, and the "
-        "share that it saves"
-        if served
-        else ""
-    )
 
-    def model(size: tuple[float, float]) -> str:
-        return f"{amount(size[0])} on {amount(size[1])}"
+    def line(label: str, cell: Callable[[PlanLaw], str]) -> tuple[str, ...]:
+        return (label, *(cell(law) for law in plan.laws))
 
+    lines = [
+        line("Training tokens", lambda law: amount(law.tokens)),
+        line("Loss, nats a token (90 %)", _loss),
+        line("This size is compute-optimal at, tokens", lambda law: amount(law.optimal_tokens)),
+        line("Loss above the best for the same training FLOP", lambda law: f"{law.excess:.3f}"),
+        line("Least training FLOP for the same loss: parameters on tokens", lambda law: _model(law.same_loss)),
+        line("Training FLOP of this size over that model's", lambda law: f"{law.compute_ratio:,.3g}"),
+        line("Cheaper than that model from, inference tokens", lambda law: "never" if law.break_even is None else amount(law.break_even)),
+        line(
+            "No size of this loss is cheaper at, inference tokens", lambda law: "none" if law.right_for is None else amount(law.right_for)
+        ),
+    ]
+    if served:
+        lines += [
+            line(
+                f"Cheapest for {amount(served)} tokens of inference", lambda law: "–" if law.lifetime is None else _model(law.lifetime[:2])
+            ),
+            line("Share of all FLOP that it saves", _saved),
+        ]
+    lines += [
+        line("Beyond its fit", lambda law: "; ".join(law.beyond_fit) or "–"),
+        line("Source", lambda law: law.source),
+    ]
     return Table(
-        caption=(
-            "Gives away: loss above the best for the same training compute; same loss: the compute-optimal model of that loss, parameters "
-            "on tokens; ratio: training compute over that model's; pays off: inference tokens from which on this size is cheaper than it "
-            "over a lifetime; right for: inference tokens for which no size is cheaper" + lifetime
-        ),
-        header=(
-            *("Law", "Source", "Tokens", "Loss", "Compute-optimal at", "Gives away"),
-            *("Same loss", "Ratio", "Pays off", "Right for"),
-            *(("Cheapest", "Saved") if served else ()),
-            "Beyond its fit",
-        ),
-        rows=tuple(
-            (
-                law.name,
-                law.source,
-                amount(law.tokens),
-                f"{law.loss:.3f}" if law.loss_low is None else f"{law.loss:.3f} ({law.loss_low:.3f} – {law.loss_high:.3f})",
-                amount(law.optimal_tokens),
-                f"{law.excess:.3f}",
-                model(law.same_loss),
-                f"{law.compute_ratio:,.3g}",
-                "never" if law.break_even is None else amount(law.break_even),
-                "none" if law.right_for is None else amount(law.right_for),
-                *(_lifetime(law) if served else ()),
-                "; ".join(law.beyond_fit) or "–",
-            )
-            for law in plan.laws
-        ),
-        words=frozenset({0, 1, 12 if served else 10}),
+        caption="What each law says",
+        header=("", *(law.name for law in plan.laws)),
+        rows=tuple(lines),
+        words=frozenset(range(len(plan.laws) + 1)),
     )
+
+
+def _loss(law: PlanLaw) -> str:
+    return f"{law.loss:.3f}" if law.loss_low is None else f"{law.loss:.3f} ({law.loss_low:.3f} – {law.loss_high:.3f})"
+
+
+def _model(size: tuple[float, ...]) -> str:
+    return f"{amount(size[0])} on {amount(size[1])}"
+
+
+def _saved(law: PlanLaw) -> str:
+    return "–" if law.lifetime is None else percent(max(0.0, 1 - law.lifetime[2] / law.total_flops))
