@@ -227,23 +227,15 @@ def _table(plan: Plan) -> Table:
 
     lines = [
         line("Training tokens", lambda law: amount(law.tokens)),
-        line("Loss, nats a token (90 %)", _loss),
-        line("This size is compute-optimal at, tokens", lambda law: amount(law.optimal_tokens)),
-        line("Loss above the best for the same training FLOP", lambda law: f"{law.excess:.3f}"),
-        line("Least training FLOP for the same loss: parameters on tokens", lambda law: _model(law.same_loss)),
-        line("Training FLOP of this size over that model's", lambda law: f"{law.compute_ratio:,.3g}"),
-        line("Cheaper than that model from, inference tokens", lambda law: "never" if law.break_even is None else amount(law.break_even)),
-        line(
-            "No size of this loss is cheaper at, inference tokens", lambda law: "none" if law.right_for is None else amount(law.right_for)
-        ),
+        line("Loss, nats a token", _loss),
+        line("Compute-optimal at", lambda law: f"{amount(law.optimal_tokens)} tokens"),
+        line("Loss above the best", lambda law: f"{law.excess:.3f}, for the same training FLOP"),
+        line("Same loss, least training", lambda law: f"{_model(law.same_loss)}, for 1/{law.compute_ratio:,.3g} of the FLOP"),
+        line("Cheaper than that", lambda law: "never" if law.break_even is None else f"after {amount(law.break_even)} tokens of inference"),
+        line("The right size", lambda law: "for none" if law.right_for is None else f"for {amount(law.right_for)} tokens of inference"),
     ]
     if served:
-        lines += [
-            line(
-                f"Cheapest for {amount(served)} tokens of inference", lambda law: "–" if law.lifetime is None else _model(law.lifetime[:2])
-            ),
-            line("Share of all FLOP that it saves", _saved),
-        ]
+        lines.append(line(f"Cheapest for {amount(served)}", _lifetime))
     lines += [
         line("Beyond its fit", lambda law: "; ".join(law.beyond_fit) or "–"),
         line("Source", lambda law: law.source),
@@ -264,5 +256,8 @@ def _model(size: tuple[float, ...]) -> str:
     return f"{amount(size[0])} on {amount(size[1])}"
 
 
-def _saved(law: PlanLaw) -> str:
-    return "–" if law.lifetime is None else percent(max(0.0, 1 - law.lifetime[2] / law.total_flops))
+def _lifetime(law: PlanLaw) -> str:
+    """The cheapest model of the same loss over a lifetime, and the share of all FLOP that it saves."""
+    if law.lifetime is None:
+        return "–"
+    return f"{_model(law.lifetime)}, saves {percent(max(0.0, 1 - law.lifetime[2] / law.total_flops))} of all FLOP"

@@ -348,8 +348,9 @@ def test_a_plan_draws_both_views_and_says_what_it_costs(report: Report) -> None:
     assert chart.table is not None
     assert all(len(row) == len(chart.table.header) for row in chart.table.rows)
     told = {label: cells for label, *cells in chart.table.rows}
-    assert told["No size of this loss is cheaper at, inference tokens"] == ["110T", "none"]
-    assert told["Cheapest for 1.00T tokens of inference"] == ["440M on 1.10T"] * 2
+    assert told["The right size"] == ["for 110T tokens of inference", "for none"]
+    assert told["Same loss, least training"] == ["1.90B on 42.0B, for 1/9.4 of the FLOP"] * 2
+    assert all(cell.startswith("440M on 1.10T, saves ") for cell in told["Cheapest for 1.00T"])
     assert report.plan is not None
     alone = overtraining_chart(replace(report, plan=replace(report.plan, inference_tokens=None, chosen=False)))
     assert alone is not None
