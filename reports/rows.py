@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.plan_rows import Plan
+
 Phase = Literal["prefill", "decode"]
 
 
@@ -365,6 +367,7 @@ class Report:
     memory: tuple[MemoryRow, ...] = ()
     memory_budget_mb: float | None = None
     parameters: tuple[ParameterRow, ...] = ()
+    plan: Plan | None = None
     training: Training | None = None
     parity: Parity | None = None
     series: tuple[SeriesRow, ...] = ()

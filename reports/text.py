@@ -11,6 +11,10 @@ UNITS = {"decode_ms": "ms", "prefill_ms": "ms", "memory_mb": "MB"}
 """Units of the metrics of budgets, by what stands before the @."""
 
 
+AMOUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def plain(label: str) -> str:
     """A label as plotly text, which reads a few HTML tags and entities."""
     return html.escape(label, quote=False)
@@ -46,6 +50,22 @@ def with_unit(value: float | None, unit: str) -> str:
 def millions(count: float) -> str:
     """A count of parameters: "6.17 M", "1.17 B"."""
     return f"{significant(count / 1e9)} B" if count >= 1e9 else f"{significant(count / 1e6)} M"
+
+
+def amount(value: float, digits: int = 3) -> str:
+    """Tokens or parameters as people write them: "354M", "28.0T"; powers of ten from 10^15 on."""
+    rounded = float(f"{value:.{digits - 1}e}")
+    if rounded >= 1e15:
+        return power(value, digits)
+    size, letter = next(((size, letter) for size, letter in AMOUNTS if rounded >= size), (1.0, ""))
+    return f"{significant(value / size, digits)}{letter}"
+
+
+def power(value: float, digits: int = 3) -> str:
+    """ "5.96·10²²"; a power of ten alone where one digit is asked for."""
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    raised = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return raised if mantissa == "1" else f"{mantissa}·{raised}"
 
 
 def percent(share: float, digits: int = 1) -> str:

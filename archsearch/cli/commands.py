@@ -12,6 +12,7 @@ from archsearch.cli import (
     doctor_command,
     inspect_commands,
     measure_commands,
+    plan_command,
     search_commands,
     train_commands,
     validate_command,
@@ -27,6 +28,7 @@ __all__ = [
     "doctor_command",
     "inspect_commands",
     "measure_commands",
+    "plan_command",
     "search_commands",
     "train_commands",
     "validate_command",
@@ -37,7 +39,7 @@ PANELS = {
     "Start here": ("run", "devices", "doctor"),
     "Measure and predict": ("profile", "calibrate", "predict", "bench", "compare", "merge", "agent"),
     "Search and read": ("search", "validate", "confirm", "worker", "report"),
-    "Models": ("spec", "train", "export", "import"),
+    "Models": ("spec", "plan", "train", "export", "import"),
 }
 """Commands as `archsearch --help` lists them."""
 

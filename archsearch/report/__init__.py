@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archsearch.errors import InputError
-from archsearch.report import calibrated, fair, measured, searched, trained, validated
+from archsearch.report import calibrated, fair, measured, planned, searched, trained, validated
 from archsearch.report.files import RunFiles
 from archsearch.search.result import TEXT_TIE
 from reports.rows import Report
@@ -77,6 +77,7 @@ def report(run: RunFiles) -> Report:
         memory=tuple(trained.memory(run)),
         memory_budget_mb=next((budget.limit for budget in searched.budgets(run) if budget.metric.startswith("memory_mb")), None),
         parameters=tuple(trained.parameters(run)),
+        plan=planned.plan(run),
         training=trained.training(run),
         parity=trained.parity(run),
         series=tuple(measured.series(run)),

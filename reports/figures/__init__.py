@@ -7,6 +7,7 @@ from reports.figures.chart import Chart, Figure, Table, View
 from reports.figures.designs import designs_chart
 from reports.figures.memory import memory_chart
 from reports.figures.operators import decode_chart, prefill_chart
+from reports.figures.overtraining import overtraining_chart
 from reports.figures.parameters import parameters_chart
 from reports.figures.predicted import predicted_chart
 from reports.figures.roofline import roofline_chart
@@ -30,6 +31,7 @@ def charts(report: Report, palette: Palette) -> dict[str, Chart]:
         calibration_chart(report),
         memory_chart(report, palette),
         parameters_chart(report, palette),
+        overtraining_chart(report),
         training_chart(report),
     )
     return {chart.key: chart for chart in found if chart is not None}

@@ -77,6 +77,7 @@
     svg.setAttribute("aria-hidden", "true");
     svg.innerHTML = shapes[shape] || shapes.circle;
     svg.style.cssText = `fill:${open ? "none" : color};stroke:${color};stroke-width:${open ? 2 : 0};opacity:${marker.opacity || 1}`;
+    if (lines && trace.line.dash && trace.line.dash !== "solid") svg.style.strokeDasharray = trace.line.dash === "dot" ? "2 3" : "6 4";
     return svg;
   };
   const legend = (chart, traces) => {

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from reports.page import render
+from reports.plan_rows import Plan, PlanCurve, PlanLaw
 from reports.rows import (
     BudgetRow,
     CalibrationSummary,
@@ -104,6 +105,7 @@ def sample_report(seed: int = 0) -> Report:
         memory=tuple(_memory()),
         memory_budget_mb=360.0,
         parameters=_parameters(),
+        plan=_plan(),
         training=_training(random_),
         parity=Parity(
             precision="int4",
@@ -350,6 +352,56 @@ def _parameters() -> tuple[ParameterRow, ...]:
             norms=50_000,
             vision=100_000_000,
         ),
+    )
+
+
+def _plan() -> Plan:
+    """Two made-up laws for a layout of 350M parameters on 2T tokens; the second has no interval and had not seen this size."""
+    tokens = tuple(1e9 * 1.2**step for step in range(61))
+
+    def law(name: str, floor: float, exponent: float, spread: float, fitted: tuple[float, float] | None) -> PlanLaw:
+        def loss(d: float) -> float:
+            return floor + 0.5 + (8e9 / d) ** exponent / 3
+
+        curve = PlanCurve(
+            tokens=tokens,
+            loss=tuple(map(loss, tokens)),
+            low=tuple(loss(d) - spread for d in tokens) if spread else (),
+            high=tuple(loss(d) + spread for d in tokens) if spread else (),
+            total_flops=tuple(2.1e9 * d + 7e20 for d in tokens),
+            least_flops=tuple(1.9e9 * d**0.9 * 2 + 7e20 for d in tokens),
+            fitted=fitted,
+        )
+        return PlanLaw(
+            name=name,
+            source="an invented paper, table 1",
+            tokens=2e12,
+            loss=loss(2e12),
+            loss_low=loss(2e12) - spread if spread else None,
+            loss_high=loss(2e12) + spread if spread else None,
+            total_flops=2.1e9 * 2e12 + 7e20,
+            optimal_tokens=8e9,
+            optimal_loss=loss(8e9),
+            excess=0.251,
+            same_loss=(1.9e9, 4.2e10),
+            compute_ratio=9.4,
+            break_even=1.3e12,
+            right_for=None if fitted is None else 1.1e14,
+            lifetime=(4.4e8, 1.1e12, 3.8e21),
+            beyond_fit=("2.00T tokens (its fit saw 819M to 318B)",),
+            curve=curve,
+        )
+
+    return Plan(
+        spec="chosen layout",
+        spec_id="0123456789ab",
+        chosen=True,
+        parameters=350e6,
+        tokens=2e12,
+        inference_tokens=1e12,
+        hours="3,100 h100 hours at 40 % MFU",
+        laws=(law("first", 1.8, 0.36, 0.03, (1e9, 1.2e11)), law("second", 1.7, 0.28, 0.0, None)),
+        notes=("Expect a higher loss.",),
     )
 
 

@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "narrow": {"viewport": NARROW, "color_scheme": "light", "has_touch": True, "is_mobile": True},
     "narrow dark": {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"},
 }
-CHARTS = ["designs", "predicted", "calibration", "decode", "prefill", "samples", "roofline", "memory", "training", "parameters"]
+CHARTS = ["designs", "predicted", "calibration", "decode", "prefill", "samples", "roofline", "memory", "plan", "training", "parameters"]
 
 
 @dataclass

@@ -78,7 +78,7 @@ def test_markup_is_balanced_and_every_section_is_there(page: Page) -> None:
     assert page.open == []
     assert page.titles == [
         "budgets", "designs", "layouts", "predicted", "calibration", "decode", "prefill", "equal", "samples", "roofline",
-        "memory", "training", "model", "parameters", "failures", "conditions",
+        "memory", "plan", "training", "model", "parameters", "failures", "conditions",
     ]  # fmt: skip
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -145,6 +145,7 @@ SECTIONS: dict[str, set[str]] = {
     "held_out": {"calibration"},
     "memory": {"memory"},
     "parameters": {"parameters"},
+    "plan": {"plan"},
     "training": {"training", "model"},
     "parity": {"model"},
     "series": {"conditions"},

@@ -13,6 +13,7 @@ from reports.figures.chart import log_ticks
 from reports.figures.designs import QUALITIES, costs_info, front_of, pareto_info
 from reports.figures.memory import memory_info
 from reports.figures.operators import operators_info
+from reports.figures.overtraining import overtraining_chart, overtraining_info, pieces
 from reports.figures.parameters import parameters_info
 from reports.figures.predicted import plot_errors, predicted_chart, predicted_info
 from reports.figures.roofline import roofline_info
@@ -22,7 +23,7 @@ from reports.figures.training import smoothed, training_info
 from reports.palette import DARK, LIGHT, OTHERS_DARK, OTHERS_LIGHT, PARTS, contrast, ink_on, palette_of
 from reports.rows import Cell, DesignRow, PredictedRow, Report, Samples
 from reports.tables import budgets_table, same_conditions, series_table, unknown_conditions
-from reports.text import metric_name, millions, natural_key, short_count, signed_percent, significant, tick_text, with_unit
+from reports.text import amount, metric_name, millions, natural_key, power, short_count, signed_percent, significant, tick_text, with_unit
 from tests.reports.sample import sample_report
 
 TEXT, RECALL = QUALITIES
@@ -267,6 +268,7 @@ def test_every_figure_is_valid_plotly(report: Report) -> None:
         "calibration",
         "memory",
         "parameters",
+        "plan",
         "training",
     }
     for chart in drawn.values():
@@ -313,3 +315,51 @@ def test_errors_of_held_out_models_lie_where_they_are_and_show_what_was_covered(
     assert low < -8
     assert high > 5
     assert calibration_info(Report(title="", subtitle="")) is None
+
+
+def test_a_plan_is_solid_where_the_law_knows_and_dashed_beyond(report: Report) -> None:
+    info = overtraining_info(report)
+    assert info is not None
+    (first, known), (second, unknown) = info.pieces
+    assert [piece.fitted for piece in known] == [True, False]
+    assert known[0].tokens[-1] == known[1].tokens[0], "the line does not break"
+    assert known[0].tokens[0] == first.curve.tokens[0]
+    assert known[-1].tokens[-1] == first.curve.tokens[-1]
+    assert [piece.fitted for piece in unknown] == [False], "no tokens make a fit know a size that it had not seen"
+    assert unknown[0].loss == second.curve.loss
+    middle = replace(first, curve=replace(first.curve, fitted=(2e9, 1.2e11)))
+    assert [piece.fitted for piece in pieces(middle)] == [False, True, False]
+    assert overtraining_info(replace(report, plan=None)) is None
+
+
+def test_a_plan_draws_both_views_and_says_what_it_costs(report: Report) -> None:
+    chart = overtraining_chart(report)
+    assert chart is not None
+    loss, flops = (view.figure for view in chart.views)
+    lines = [trace for trace in loss["data"] if trace["mode"] == "lines" and "fill" not in trace]
+    assert [trace["line"]["dash"] for trace in lines] == ["solid", "dash", "dash"]
+    assert sum(trace.get("fill") == "toself" for trace in loss["data"]) == 1, "only the first law has an interval"
+    assert loss["layout"]["shapes"][0]["x0"] == 2e12
+    named = [trace["name"] for trace in flops["data"] if trace.get("showlegend") is not False]
+    assert named == ["first", "first, best size", "second", "second, best size"]
+    assert "1/9.4 of the compute by 1.90B parameters" in chart.summary
+    assert "pays off after 1.30T tokens of inference" in chart.summary
+    assert "First and second are extrapolated here" in chart.summary
+    assert chart.table is not None
+    assert all(len(row) == len(chart.table.header) for row in chart.table.rows)
+    told = {label: cells for label, *cells in chart.table.rows}
+    assert told["The right size"] == ["for 110T tokens of inference", "for none"]
+    assert told["Same loss, least training"] == ["1.90B on 42.0B, for 1/9.4 of the FLOP"] * 2
+    assert all(cell.startswith("440M on 1.10T, saves ") for cell in told["Cheapest for 1.00T"])
+    assert report.plan is not None
+    alone = overtraining_chart(replace(report, plan=replace(report.plan, inference_tokens=None, chosen=False)))
+    assert alone is not None
+    assert alone.table is not None
+    assert not any(label.startswith("Cheapest") for label, *_ in alone.table.rows)
+    assert "not the chosen layout" in alone.caption
+
+
+def test_amounts_in_words() -> None:
+    assert [amount(x) for x in (354_483_968, 28e12, 1.54e15, 1500, 12)] == ["354M", "28.0T", "1.54·10¹⁵", "1.50k", "12.0"]
+    assert [amount(10.0**x, 1) for x in (9, 11, 12, 15)] == ["1B", "100B", "1T", "10¹⁵"]
+    assert power(5.9553e22) == "5.96·10²²"
