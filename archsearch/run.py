@@ -8,6 +8,7 @@ search.json, spec.toml (the choice), front/, bench/ (documents), checkpoint/, ex
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from archsearch.bench import BenchResult, bench, onnx_target, spec_target
 from archsearch.budgets import Budget, combine, parse_held
 from archsearch.emulated import usable
 from archsearch.errors import InputError, RunError
-from archsearch.files import write_atomic
+from archsearch.files import read_json, write_atomic
 from archsearch.fleet import profile_all, refuse_twins
 from archsearch.predict import CostTable
 from archsearch.space import Space
@@ -241,7 +242,7 @@ def run(
     trained = onnx_target(run_dir / "export" / "model.onnx", spec=replace(spec, name="trained model"))
     for device_id, device in devices.items():
         yield from _bench("bench", trained, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=2)
-    outcome.bench = json.loads((run_dir / "bench" / f"trained_model-{first}.json").read_text())
+    outcome.bench = read_json(bench_file(run_dir, "trained model", first))
     yield from _report(run_dir, outcome)
 
 
@@ -272,10 +273,15 @@ def _check_sources(space_path: Path) -> None:
             raise InputError(f"{space_path}: train.data: {text}: no such file or folder, seen from {Path.cwd()}")
 
 
+def bench_file(run_dir: Path, name: str, device_id: str) -> Path:
+    """Where a model's bench on a device is kept."""
+    plain = re.sub(r"[^\w.,+@=-]", "_", f"{name}-{device_id}")  # serials have colons, and whatever their makers liked
+    return run_dir / "bench" / f"{plain}.json"
+
+
 def keep_bench(run_dir: Path, device_id: str, document: dict[str, Any]) -> None:
     """Keep a bench document for the report."""
-    name = f"{document['name']}-{device_id}".replace(" ", "_").replace("/", "_").replace(":", "_")
-    write_atomic(run_dir / "bench" / f"{name}.json", json.dumps(document, indent=2) + "\n")
+    write_atomic(bench_file(run_dir, document["name"], device_id), json.dumps(document, indent=2) + "\n")
 
 
 def train_settings(space: Space) -> Any:

@@ -240,6 +240,13 @@ class SeriesRow:
     spread: float | None
     """Median over its cases of half the interquartile range over the median."""
     flags: tuple[str, ...] = ()
+    power: str | None = None
+    """Where the current came from, and how full a phone's battery was."""
+    screen: str | None = None
+    clocks: str | None = None
+    """Of a phone: whether fixed-performance mode held."""
+    thermal_status: str | None = None
+    """Android's, in its words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,6 +327,8 @@ class DeviceRow:
     memory_gb: float
     system: str
     runtime: str
+    clusters: str = ""
+    """Cores by kind, where there are several: "1 × 2.8 GHz + 3 × 2.4 GHz"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
