@@ -1,6 +1,7 @@
 """A phone, taken for oneself while something is measured: a small shell on the phone holds a lock, and puts back what it changed.
 
-When this program ends, however it ends, or the cable is pulled, adbd hangs up on that shell: the lock is free, and the mode restored.
+When this program ends, however it ends, or the cable is pulled, adbd hangs up on that shell: it ends what is left of our agents (one
+that is stopped would outlive adbd's hanging up on it), restores the mode, and the lock is free.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ if command -v flock >/dev/null; then
 fi
 echo %(owner)s >owner
 fixed=no
-restore() { [ $fixed = yes ] && cmd power set-fixed-performance-mode-enabled false >/dev/null 2>&1; fixed=no; }
-trap restore EXIT
+end=
+leave() {
+  [ "$end" = done ] || ls -l /proc/[0-9]*/cwd 2>/dev/null | while read -r entry; do
+    case "$entry" in *" -> %(home)s/bundles/"*) entry=${entry%%%%/cwd -> *}; kill -9 "${entry##*/proc/}" 2>/dev/null ;; esac
+  done
+  [ $fixed = yes ] && cmd power set-fixed-performance-mode-enabled false >/dev/null 2>&1
+  fixed=no
+}
+trap leave EXIT
 trap 'exit 129' HUP INT TERM
 cmd power set-fixed-performance-mode-enabled true >/dev/null 2>&1 && fixed=yes
 echo "ready $fixed"
-read -r line
+read -r end
 """
 """The lock belongs to the open file: it is free when the shell is gone, whatever the reason."""
+DONE = b"done\n"
+"""Tells the shell that all agents have been waited for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +94,7 @@ def taken(link: Link) -> Iterator[Session]:
 def _release(guard: ShellProcess) -> None:
     """Let the guard go, and see it gone: whoever comes next, perhaps ourselves, must find the phone free."""
     with contextlib.suppress(LinkLostError, TimeoutError):
+        guard.write(DONE)
         guard.close_stdin()
         while guard.read(RELEASE_LIMIT_S) is not None:
             pass

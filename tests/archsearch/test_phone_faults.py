@@ -282,7 +282,7 @@ def test_the_agent_hangs(phone: FakePhone, device: PhoneDevice, tmp_path: Path) 
 
 
 def test_a_hung_agent_and_a_pulled_cable(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
-    # adbd's hanging up does not end a process that is stopped: the next run has to.
+    # adbd's hanging up does not end a process that is stopped: the guard on the phone has to.
     events = profile(Space.from_dict(TINY), tmp_path, device)
     until(events, "latency", 3)
     (agent,) = phone.processes("devices.agent")
@@ -290,9 +290,10 @@ def test_a_hung_agent_and_a_pulled_cable(phone: FakePhone, device: PhoneDevice, 
     phone.unplug()
     with pytest.raises(LinkLostError):
         list(events)
+    assert nothing_runs(phone), "the guard has ended it: nobody had to come again"
+    assert agent not in phone.processes()
     phone.plug()
     resumed(tmp_path, device)
-    assert agent not in phone.processes()
 
 
 # -- others ------------------------------------------------------------------------------------------------------------------
