@@ -177,6 +177,7 @@ def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult, *, chos
         "limits": [str(budget) for budget in searcher.budgets],
         "device": searcher.table.device,
         "devices": list(getattr(searcher.table, "devices", [searcher.table.device])),
+        "shared": result.devices or {},
         "seed": searcher.seed,
     }
     write_atomic(run_dir / "search.json", json.dumps(document, indent=2) + "\n")

@@ -365,6 +365,8 @@ class Report:
     chosen_pattern: str = ""
     choice_rule: str = ""
     """One sentence: by which rule the layout was chosen, and on what evidence."""
+    shared: tuple[str, ...] = ()
+    """For each of several devices, a sentence on what the layout that they share costs on it."""
     predicted: tuple[PredictedRow, ...] = ()
     held_out: tuple[HeldOutRow, ...] = ()
     calibration: tuple[CalibrationSummary, ...] = ()

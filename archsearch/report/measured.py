@@ -148,9 +148,18 @@ def series(run: RunFiles) -> Iterable[SeriesRow]:
             measurements=len(own),
             rounds=sum(len(row.rounds) for row in own),
             spread=_spread(own),
-            flags=(*heat(entry), *(("others used the machine",) if busy is not None and busy > 0.1 else ())),
+            flags=(*heat(entry), *_became_hot(entry, states), *(("others used the machine",) if busy is not None and busy > 0.1 else ())),
             **_phones_own(conditions, state),
         )
+
+
+def _became_hot(entry: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What a series that began cool came to while it was measured."""
+    from devices.health import flags
+    from devices.protocol import decode_state
+
+    found = {"hot", "throttled"} & set(flags([decode_state(dict(look)) for look in looks])) - set(heat(entry))
+    return tuple(f"{name} meanwhile" for name in sorted(found))
 
 
 THERMAL_STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")

@@ -15,7 +15,7 @@ from archsearch import run as stages
 from archsearch.errors import InputError, RunError
 from archsearch.fleet import profile_all
 from archsearch.report.files import RunFiles
-from archsearch.report.measured import advice
+from archsearch.report.measured import advice, series
 from archsearch.space import Space
 from archsearch.store import Store
 from devices import DeviceError
@@ -173,6 +173,21 @@ def test_two_devices_are_not_taken_for_one_whose_clock_fell(tmp_path: Path) -> N
     assert [line.partition(" fell")[0] for line in advice(RunFiles(tmp_path)) if "fell" in line] == ["adb:B: The clock"]
 
 
+class Heating(Clocked):
+    """Begins cool; the last look of every round finds its CPU at 95 degrees."""
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        for event in super().run(plan):
+            yield replace(event, after=replace(event.after, temperature_c=95.0)) if isinstance(event, RoundResult) else event
+
+
+def test_a_phone_that_becomes_hot_is_flagged(tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    devices: dict[str, Device] = {"adb:A": Heating("adb:A", 2000.0), "adb:B": Clocked("adb:B", 2000.0)}
+    list(profile_all(Space.read(tmp_path / "space.toml"), tmp_path, devices))
+    assert {(row.device, row.flags) for row in series(RunFiles(tmp_path))} == {("adb:A", ("hot meanwhile",)), ("adb:B", ())}
+
+
 @pytest.mark.slow
 def test_every_stage_on_two_phones(phone: FakePhone, agent_bundle: Path, texts: Path, tmp_path: Path, call: Callable[..., Outcome]) -> None:
     space = tmp_path / "space.toml"
@@ -191,6 +206,13 @@ def test_every_stage_on_two_phones(phone: FakePhone, agent_bundle: Path, texts: 
     assert two in page
     assert "thermal status none" in page
     assert "plugged in, 87 %" in page
+    assert f"{one} and {two}" in page
+    again = " ".join(page.partition("How to come by these numbers again")[2].split())
+    assert f"--device {one}" in again
+    assert f"--device {two}" in again
+    shared = json.loads((tmp_path / "run" / "search.json").read_text())["shared"]
+    assert set(shared) == {one, two}
+    assert "One layout for all devices" in page
 
 
 STAGES = """
