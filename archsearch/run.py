@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.bench import BenchResult, bench, onnx_target, spec_target
 from archsearch.budgets import Budget, combine, parse_held
-from archsearch.emulated import usable
+from archsearch.emulated import refuse, usable
 from archsearch.errors import InputError, RunError
 from archsearch.files import read_json, write_atomic
 from archsearch.fleet import profile_all, refuse_twins
@@ -209,6 +209,8 @@ def run(
     _check_sources(space_path)
     devices = {device_id: open_device(device_id) for device_id in device_ids}
     refuse_twins(devices)
+    for device_id, device in devices.items():
+        refuse(device_id, device.info.extra)
     space = claim(run_dir, space_path)
     first = device_ids[0]
     yield StageEvent(stage="profile")

@@ -10,6 +10,7 @@ import numpy as np
 
 from archsearch.budgets import parse_metric
 from archsearch.cases import block_label, block_subject
+from archsearch.emulated import is_emulated
 from archsearch.estimate import row_summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
@@ -200,6 +201,8 @@ def advice(run: RunFiles) -> Sequence[str]:
 
     found: list[str] = []
     series = run.store.conditions().values()
+    emulated = [info["device_id"] for info in run.infos if is_emulated(info.get("extra", {}))]
+    found += [f"{device_id} is emulated: its times say nothing about a phone." for device_id in emulated]
     for info in run.infos:  # each by its own looks: of two machines together, clocks "fall" and cores are "stolen"
         entry = next((entry for entry in series if entry["fingerprint"] == info["fingerprint"]), None)
         if entry is None:
