@@ -212,7 +212,7 @@ def run(
     for device_id, device in devices.items():
         refuse(device_id, device.info.extra)
     space = claim(run_dir, space_path)
-    first = device_ids[0]
+    first, whose = device_ids[0], len(devices) > 1
     yield StageEvent(stage="profile")
     for device_id, measured in profile_all(space, run_dir, devices):
         yield StageEvent(stage="profile", event=measured, device=device_id)
@@ -235,7 +235,7 @@ def run(
         named = replace(point.spec, name=f"layout {point.spec.spec_id[:6]}")
         target = spec_target(named, [space.precision], run_dir / "models", max_context=space.positions)
         for device_id, device in devices.items():
-            yield from _bench("check", target, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=1)
+            yield from _bench("check", target, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=1, whose=whose)
 
     yield StageEvent(stage="train")
     yield from _train(space, spec, run_dir)
@@ -244,7 +244,7 @@ def run(
     yield StageEvent(stage="bench")
     trained = onnx_target(run_dir / "export" / "model.onnx", spec=replace(spec, name="trained model"))
     for device_id, device in devices.items():
-        yield from _bench("bench", trained, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=2)
+        yield from _bench("bench", trained, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=2, whose=whose)
     outcome.bench = read_json(bench_file(run_dir, "trained model", first))
     yield from _report(run_dir, outcome)
 
@@ -258,12 +258,23 @@ def _to_check(result: SearchResult) -> list[Any]:
 
 
 def _bench(
-    stage: Stage, target: Any, device: Device, device_id: str, space: Space, run_dir: Path, table: CostTable, *, passes: int
+    stage: Stage,
+    target: Any,
+    device: Device,
+    device_id: str,
+    space: Space,
+    run_dir: Path,
+    table: CostTable,
+    *,
+    passes: int,
+    whose: bool,
 ) -> Iterator[StageEvent]:
+    """`whose`: say which device is measured, where there are several."""
     result = BenchResult()
     workloads = space.workloads(space.precision, space.threads)
     for event in bench(target, device, workloads, run_dir=run_dir, table=table, device_id=device_id, passes=passes, result=result):
-        yield StageEvent(stage=stage, event=event)
+        named = replace(event, label=f"{device_id} {event.label}".rstrip()) if whose else event
+        yield StageEvent(stage=stage, event=named)
     keep_bench(run_dir, device_id, result.document)
 
 
