@@ -185,10 +185,11 @@ def _phones_own(conditions: Mapping[str, Any], state: Mapping[str, Any]) -> dict
 
 
 def failures(run: RunFiles) -> Iterable[FailureRow]:
+    names = {info["fingerprint"]: f"{info['device_id']}: " if len(run.infos) > 1 else "" for info in run.infos}
     for row in run.rows:
         if row.status == "failed":
             yield FailureRow(
-                label=row.subject.get("label") or row.subject_id,
+                label=names[row.fingerprint] + (row.subject.get("label") or row.subject_id),
                 workload=row.workload.label,
                 reason=row.reason or "",
                 detail=row.detail or "",

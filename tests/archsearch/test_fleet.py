@@ -15,12 +15,12 @@ from archsearch import run as stages
 from archsearch.errors import InputError, RunError
 from archsearch.fleet import profile_all
 from archsearch.report.files import RunFiles
-from archsearch.report.measured import advice, series
+from archsearch.report.measured import advice, failures, series
 from archsearch.space import Space
 from archsearch.store import Store
 from devices import DeviceError
 from devices.base import Device, DeviceInfo
-from devices.plan import Event, MachineState, RoundResult, RunPlan
+from devices.plan import Event, Failed, MachineState, RoundResult, RunPlan
 from tests.archsearch.fake_device import FakeDevice
 from tests.archsearch.spaces import small
 from tests.phone.helpers import phone_for_test
@@ -171,6 +171,20 @@ def test_two_devices_are_not_taken_for_one_whose_clock_fell(tmp_path: Path) -> N
         if event.stage == "latency":
             slowing.mhz = 1000.0
     assert [line.partition(" fell")[0] for line in advice(RunFiles(tmp_path)) if "fell" in line] == ["adb:B: The clock"]
+
+
+def test_a_failure_says_on_which_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    devices: dict[str, Named] = {"adb:A": Named("adb:A"), "adb:B": Named("adb:B")}
+    list(profile_all(Space.read(tmp_path / "space.toml"), tmp_path, devices))
+    with Store(tmp_path / "measurements.db") as store:
+        row = next(row for row in store.rows(fingerprint="fp-adb:B") if row.subject["kind"] == "block" and row.purpose == "latency")
+        store.add_failure(row.key, Failed(case_id=row.key, reason="crashed", detail="killed"))
+    assert [failure.label for failure in failures(RunFiles(tmp_path))] == ["adb:B: conv3/96"]
+    monkeypatch.setattr("devices.open_device", devices.__getitem__)
+    monkeypatch.setattr("archsearch.run.keep_limits", lambda *_: None)
+    out = call("profile", tmp_path / "space.toml", "--run", tmp_path, "--device", "adb:A", "--device", "adb:B", "--json")
+    assert [(failure["device"], failure["label"]) for failure in out.document["failed"]] == [("adb:B", "conv3/96")]
 
 
 class Heating(Clocked):
