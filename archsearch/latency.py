@@ -263,10 +263,16 @@ class LatencyTable:
 
     def _missing(self, label: str, workload: Workload) -> MissingMeasurement:
         failed = [row for row in self.failed if row.subject.get("label") == label]
-        why = f" (it failed: {failed[0].reason}: {failed[0].detail})" if failed else ""
+        parts = [row for row in self.failed if row.workload.phase == workload.phase]  # a block's time is made up of others'
+        why, way_out = "", "`archsearch profile` a space that holds it"
+        if failed or parts:
+            first = (failed or parts)[0]
+            what = "it" if failed else first.subject.get("label")
+            why = f" ({what} failed: {first.reason}: {first.detail})"
+            way_out = "`archsearch profile ... --retry-failed` measures again what failed"
         threads = f"{workload.threads} thread{'s' if workload.threads > 1 else ''}"
         where = f"{workload.phase}, {workload.precision}, {threads}, batch {workload.batch}"
-        return MissingMeasurement(f"{self.device}: {label} was not measured for {where}{why}; `archsearch profile` a space that holds it")
+        return MissingMeasurement(f"{self.device}: {label} was not measured for {where}{why}; {way_out}")
 
 
 def setting(workload: Workload) -> Setting:

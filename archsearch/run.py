@@ -8,6 +8,7 @@ search.json, spec.toml (the choice), front/, bench/ (documents), checkpoint/, ex
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.bench import BenchResult, bench, onnx_target, spec_target
 from archsearch.budgets import Budget, combine, parse_held
-from archsearch.emulated import usable
+from archsearch.emulated import refuse, usable
 from archsearch.errors import InputError, RunError
-from archsearch.files import write_atomic
+from archsearch.files import read_json, write_atomic
 from archsearch.fleet import profile_all, refuse_twins
 from archsearch.predict import CostTable
 from archsearch.space import Space
@@ -176,6 +177,7 @@ def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult, *, chos
         "limits": [str(budget) for budget in searcher.budgets],
         "device": searcher.table.device,
         "devices": list(getattr(searcher.table, "devices", [searcher.table.device])),
+        "shared": result.devices or {},
         "seed": searcher.seed,
     }
     write_atomic(run_dir / "search.json", json.dumps(document, indent=2) + "\n")
@@ -207,8 +209,10 @@ def run(
     _check_sources(space_path)
     devices = {device_id: open_device(device_id) for device_id in device_ids}
     refuse_twins(devices)
+    for device_id, device in devices.items():
+        refuse(device_id, device.info.extra)
     space = claim(run_dir, space_path)
-    first = device_ids[0]
+    first, whose = device_ids[0], len(devices) > 1
     yield StageEvent(stage="profile")
     for device_id, measured in profile_all(space, run_dir, devices):
         yield StageEvent(stage="profile", event=measured, device=device_id)
@@ -231,7 +235,7 @@ def run(
         named = replace(point.spec, name=f"layout {point.spec.spec_id[:6]}")
         target = spec_target(named, [space.precision], run_dir / "models", max_context=space.positions)
         for device_id, device in devices.items():
-            yield from _bench("check", target, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=1)
+            yield from _bench("check", target, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=1, whose=whose)
 
     yield StageEvent(stage="train")
     yield from _train(space, spec, run_dir)
@@ -240,8 +244,8 @@ def run(
     yield StageEvent(stage="bench")
     trained = onnx_target(run_dir / "export" / "model.onnx", spec=replace(spec, name="trained model"))
     for device_id, device in devices.items():
-        yield from _bench("bench", trained, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=2)
-    outcome.bench = json.loads((run_dir / "bench" / f"trained_model-{first}.json").read_text())
+        yield from _bench("bench", trained, device, device_id, space, run_dir, load_table(run_dir, device_id), passes=2, whose=whose)
+    outcome.bench = read_json(bench_file(run_dir, "trained model", first))
     yield from _report(run_dir, outcome)
 
 
@@ -254,12 +258,23 @@ def _to_check(result: SearchResult) -> list[Any]:
 
 
 def _bench(
-    stage: Stage, target: Any, device: Device, device_id: str, space: Space, run_dir: Path, table: CostTable, *, passes: int
+    stage: Stage,
+    target: Any,
+    device: Device,
+    device_id: str,
+    space: Space,
+    run_dir: Path,
+    table: CostTable,
+    *,
+    passes: int,
+    whose: bool,
 ) -> Iterator[StageEvent]:
+    """`whose`: say which device is measured, where there are several."""
     result = BenchResult()
     workloads = space.workloads(space.precision, space.threads)
     for event in bench(target, device, workloads, run_dir=run_dir, table=table, device_id=device_id, passes=passes, result=result):
-        yield StageEvent(stage=stage, event=event)
+        named = replace(event, label=f"{device_id} {event.label}".rstrip()) if whose else event
+        yield StageEvent(stage=stage, event=named)
     keep_bench(run_dir, device_id, result.document)
 
 
@@ -272,10 +287,15 @@ def _check_sources(space_path: Path) -> None:
             raise InputError(f"{space_path}: train.data: {text}: no such file or folder, seen from {Path.cwd()}")
 
 
+def bench_file(run_dir: Path, name: str, device_id: str) -> Path:
+    """Where a model's bench on a device is kept."""
+    plain = re.sub(r"[^\w.,+@=-]", "_", f"{name}-{device_id}")  # serials have colons, and whatever their makers liked
+    return run_dir / "bench" / f"{plain}.json"
+
+
 def keep_bench(run_dir: Path, device_id: str, document: dict[str, Any]) -> None:
     """Keep a bench document for the report."""
-    name = f"{document['name']}-{device_id}".replace(" ", "_").replace("/", "_").replace(":", "_")
-    write_atomic(run_dir / "bench" / f"{name}.json", json.dumps(document, indent=2) + "\n")
+    write_atomic(bench_file(run_dir, document["name"], device_id), json.dumps(document, indent=2) + "\n")
 
 
 def train_settings(space: Space) -> Any:

@@ -6,6 +6,7 @@ A device is named `local`, `adb:SERIAL`, `adb:HOST:PORT` or `cuda:0`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from devices.base import AgentError, Device, DeviceBusyError, DeviceError, DeviceInfo, UnknownDeviceError
 from devices.limits import measure_limits
@@ -22,13 +23,25 @@ __all__ = [
     "open_device",
 ]
 
+PHONE = re.compile(r"adb:\S(?:.*\S)?")
 
-def list_devices() -> list[DeviceInfo]:
-    """This machine, and the phones that a running adb server knows."""
+
+def list_devices(also: Sequence[str] = ()) -> list[DeviceInfo]:
+    """This machine, and the phones that a running adb server knows, or that hang on USB where none runs.
+
+    Args:
+        also: phones to ask besides, "adb:HOST:PORT".
+
+    Raises:
+        UnknownDeviceError: one of these is no name of a phone.
+    """
     from devices.adb import list_phones
     from devices.machine import local_info
 
-    return [local_info(), *list_phones()]
+    for device_id in also:
+        if not PHONE.fullmatch(device_id):
+            raise UnknownDeviceError(f"{device_id!r} is no phone; one is named adb:SERIAL or adb:HOST:PORT")
+    return [local_info(), *list_phones(also)]
 
 
 def open_device(device_id: str) -> Device:
@@ -46,7 +59,7 @@ def open_device(device_id: str) -> Device:
         if problem := local_info().problem:
             raise DeviceBusyError(f"local: {problem}")
         return LocalDevice()
-    if re.fullmatch(r"adb:\S+", device_id):
+    if PHONE.fullmatch(device_id):
         from devices.adb.device import PhoneDevice
         from devices.build import find_bundle
 

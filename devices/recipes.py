@@ -181,7 +181,8 @@ def _compilers_file(compiler: Sequence[str], name: str) -> Path:
         raise BundleError(f"{compiler[0]}: {error.strerror}; name a C compiler with --cc") from error
     path = Path(done.stdout.strip())
     if done.returncode != 0 or not path.is_absolute() or not path.is_file():
-        raise BundleError(f"{' '.join(compiler)} has no {name} of its processor; Debian's cross compilers come with one")
+        wanted = "for arm64: sudo apt install libc6-dev-arm64-cross libstdc++6-arm64-cross"
+        raise BundleError(f"{' '.join(compiler)} has no {name} of its processor; Debian's cross compilers come with one ({wanted})")
     return path.resolve()
 
 

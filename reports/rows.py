@@ -242,6 +242,13 @@ class SeriesRow:
     spread: float | None
     """Median over its cases of half the interquartile range over the median."""
     flags: tuple[str, ...] = ()
+    power: str | None = None
+    """Where the current came from, and how full a phone's battery was."""
+    screen: str | None = None
+    clocks: str | None = None
+    """Of a phone: whether fixed-performance mode held."""
+    thermal_status: str | None = None
+    """Android's, in its words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -322,6 +329,8 @@ class DeviceRow:
     memory_gb: float
     system: str
     runtime: str
+    clusters: str = ""
+    """Cores by kind, where there are several: "1 × 2.8 GHz + 3 × 2.4 GHz"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -358,6 +367,8 @@ class Report:
     chosen_pattern: str = ""
     choice_rule: str = ""
     """One sentence: by which rule the layout was chosen, and on what evidence."""
+    shared: tuple[str, ...] = ()
+    """For each of several devices, a sentence on what the layout that they share costs on it."""
     predicted: tuple[PredictedRow, ...] = ()
     held_out: tuple[HeldOutRow, ...] = ()
     calibration: tuple[CalibrationSummary, ...] = ()

@@ -103,7 +103,8 @@ def series_table(report: Report) -> Table | None:
         "Spread": [_share(row.spread) for row in report.series],
         "Flags": [", ".join(row.flags) or "–" for row in report.series],
     }
-    words = {"Started (UTC)", "device", "runtime", "huge pages", "governor", "Flags"}
+    phone = {"power", "screen", "fixed-performance mode", "thermal status"}
+    words = {"Started (UTC)", "device", "runtime", "huge pages", "governor", "Flags"} | phone
     return Table(
         caption="Conditions of every process that measured",
         header=tuple(f"{name[:1].upper()}{name[1:]}" for name in columns),
@@ -134,6 +135,10 @@ def _conditions(report: Report) -> dict[str, list[str]]:
         "steal, ticks": [_whole(row.steal_ticks) for row in rows],
         "huge pages": [row.huge_pages or "–" for row in rows],
         "governor": [row.governor or "–" for row in rows],
+        "power": [row.power or "–" for row in rows],
+        "screen": [row.screen or "–" for row in rows],
+        "fixed-performance mode": [row.clocks or "–" for row in rows],
+        "thermal status": [row.thermal_status or "–" for row in rows],
     }
 
 

@@ -4,30 +4,58 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from archsearch.cli.app import DeviceOption, JsonOption, RunOption, app, print_json
 
+if TYPE_CHECKING:
+    from devices import DeviceInfo
 
-@app.command(epilog="Example: archsearch devices --json")
-def devices(json_output: JsonOption = False) -> None:
+
+@app.command(epilog="Examples: archsearch devices · archsearch devices --device adb:192.168.1.7:5555")
+def devices(
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", metavar="ID", help="Ask this phone, too: adb:HOST:PORT of one that no adb server knows. May be repeated."),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
     """List this machine and the phones that are attached."""
     from devices import list_devices
 
-    found = list_devices()
+    found = list_devices([name for name in device or () if name != "local"])
     if json_output:
         print_json({"devices": [asdict(info) for info in found]})
         return
-    from archsearch.cli.tables import stdout, table
+    from archsearch.cli.tables import stderr, stdout, table
 
-    rows = []
-    for info in found:
-        what = f"{info.cpu}, {info.cores} cores, {info.memory_bytes / 2**30:.0f} GiB" if info.cores else info.name
-        what += ", emulated" if info.extra.get("emulated") else ""
-        rows.append([info.device_id, what, info.runtime or "-", "ready" if info.available else info.problem or "not available"])
+    rows = [[info.device_id, _what_it_is(info), info.runtime or "-", "ready" if info.available else "not ready"] for info in found]
     stdout.print(table(["device", "what it is", "runtime", "state"], rows, numbers_from=9))
+    for info in found:
+        if info.problem:  # a line of its own: it says what to do next, which a narrow column would tear
+            whose = "" if info.problem.startswith(info.device_id) else f"{info.device_id}: "
+            stdout.print(f"{whose}{info.problem}", style="yellow", markup=False)
+    if not any(info.device_id.startswith("adb:") for info in found):
+        stderr.print(NO_PHONE, style="dim")
+
+
+NO_PHONE = (
+    "No phone: with USB debugging on, one on a cable shows after `adb start-server`; one on the network is "
+    "--device adb:HOST:PORT. From a drawer to a report: docs/phones.md"
+)
+
+
+def _what_it_is(info: DeviceInfo) -> str:
+    """A device in a few words; of a phone also its model and its Android, since its processor's name tells few people anything."""
+    if not info.cores:
+        return info.name
+    size = f"{info.cores} cores, {info.memory_bytes / 2**30:.0f} GiB"
+    if not info.device_id.startswith("adb:"):
+        return f"{info.cpu}, {size}"
+    chip = f" ({info.cpu})" if info.cpu else ""
+    return f"{info.name}{chip}, {size}, {info.system}"  # which says whether it is emulated
 
 
 @app.command(epilog="Example: archsearch spec examples/lfm2-350m.toml --to hf")

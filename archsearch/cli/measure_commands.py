@@ -48,8 +48,15 @@ def profile(
         rows = [row for target in opened.values() for row in store.rows(fingerprint=target.info.fingerprint)]
         began_hot = {device_id: _began_hot(store, target.info.fingerprint) for device_id, target in opened.items()}
     rows = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
+    names = {target.info.fingerprint: device_id for device_id, target in opened.items()}
     failures = [
-        {"label": row.subject["label"], "workload": row.workload.label, "reason": row.reason or "", "detail": row.detail or ""}
+        {
+            "device": names[row.fingerprint],
+            "label": row.subject["label"],
+            "workload": row.workload.label,
+            "reason": row.reason or "",
+            "detail": row.detail or "",
+        }
         for row in rows
         if row.status == "failed"
     ]

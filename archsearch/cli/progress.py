@@ -13,6 +13,8 @@ from archsearch.cli.tables import stderr
 
 NOTE_WIDTH = 34
 """Characters beside a bar of 20, so that all of it fits 80 columns."""
+TITLE_WIDTH = 24
+"""Of the names of devices side by side: a phone's on the network may have fifty letters."""
 PLAIN_EVERY = 0.1
 """Without a terminal, a line for each tenth of the way."""
 
@@ -31,9 +33,10 @@ class Bar:
 
     def __init__(self, title: str, bar_width: int = 20, shared: Progress | None = None) -> None:
         self.title, self._note_width = title, NOTE_WIDTH + 20 - bar_width
+        self._shown = title if len(title) <= TITLE_WIDTH else f"{title[: TITLE_WIDTH - 1]}…"
         self._shared = shared is not None
         if shared is not None:  # one of several lines, whose titles are as long as devices' names
-            self._note_width = max(12, self._note_width + 8 - len(title))
+            self._note_width = max(12, self._note_width - 2 - len(self._shown))
         self._progress = shared or _progress(bar_width, 8)
         self._task: TaskID | None = None
         self._told, self._total = -1.0, 0.0
@@ -42,7 +45,7 @@ class Bar:
         if stderr.is_terminal:
             if not self._shared:
                 self._progress.start()
-            self._task = self._progress.add_task("", total=None, title=self.title, count="", left="", note="")
+            self._task = self._progress.add_task("", total=None, title=escape(self._shown), count="", left="", note="")
         elif not self._shared:
             stderr.print(f"{self.title} ...", style="bold")
         return self
@@ -90,7 +93,7 @@ def side_by_side(title: str, names: Sequence[str]) -> Iterator[dict[str, Bar]]:
         with stage(title) as bar:
             yield {names[0]: bar}
         return
-    shared = _progress(8, max(map(len, names)))
+    shared = _progress(8, min(TITLE_WIDTH, max(map(len, names))))
     with contextlib.ExitStack() as stack:
         if stderr.is_terminal:
             stack.enter_context(shared)

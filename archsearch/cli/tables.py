@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,14 +15,16 @@ stderr = Console(stderr=True, highlight=False)
 FAMILY_STYLES = {"conv": "blue", "gla": "magenta", "swa": "green", "gqa": "yellow"}
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str | None = None, numbers_from: int = 1) -> Table:
-    """A plain table; columns from `numbers_from` on are right-aligned."""
-    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str | None = None, numbers_from: int = 1
+) -> RenderableType:
+    """A plain table; columns from `numbers_from` on are right-aligned. Its title may be wider than the table."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, column in enumerate(columns):
         result.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
     for row in rows:
         result.add_row(*row)
-    return result
+    return Group(Text(title, style="bold"), result) if title else result
 
 
 def milliseconds(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def report(run: RunFiles) -> Report:
     device = next(info for info in run.infos if info["device_id"] == run.device)
     subtitle = f"{device['cpu']} · {setting} · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC" + (f" · {limits}" if limits else "")
     return Report(
-        title=f"Hybrid layout search · {space.name} on {run.device}",
+        title=f"Hybrid layout search · {space.name} on {' and '.join(run.searched_for)}",
         subtitle=subtitle,
         cards=searched.cards(run),
         devices=tuple(measured.devices(run)),
@@ -69,6 +70,7 @@ def report(run: RunFiles) -> Report:
         budgets=tuple(searched.budgets(run)),
         chosen_pattern=run.chosen.pattern if run.chosen else "",
         choice_rule=CHOICE if run.chosen else "",
+        shared=searched.shared(run) if run.chosen else (),
         predicted=tuple(trained.predicted(run)),
         held_out=calibrated.held_out(run),
         calibration=calibrated.summaries(run),
@@ -90,10 +92,9 @@ def report(run: RunFiles) -> Report:
 
 def commands(run: RunFiles) -> tuple[str, ...]:
     """How to come by the numbers again."""
+    devices = "".join(f" --device {shlex.quote(device)}" for device in (run.searched_for if run.search else run.tables))
     budgets = "".join(f" --budget '{name}<={limit:g}'" for name, limit in (run.search["budgets"] if run.search else {}).items())
-    if run.search is None:
-        return (f"archsearch profile space.toml --run RUN --device {run.device}",)
-    return (f"archsearch run space.toml --run RUN --device {run.device}{budgets}",)
+    return (f"archsearch {'profile' if run.search is None else 'run'} space.toml --run RUN{devices}{budgets}",)
 
 
 def _billions(value: float | None) -> float | None:

@@ -70,6 +70,11 @@ class RunFiles:
         return wanted if wanted in self.tables else next(iter(self.tables))
 
     @property
+    def searched_for(self) -> tuple[str, ...]:
+        """The devices that the search was for; else the first alone."""
+        return tuple(name for name in (self.search.get("devices") if self.search else None) or () if name in self.tables) or (self.device,)
+
+    @property
     def table(self) -> CostTable:
         return self.tables[self.device]
 
@@ -105,16 +110,17 @@ class RunFiles:
 
 
 def trained_measurements(run: RunFiles) -> dict[str, float]:
-    """What the trained model was measured at, by metric, on the search's device."""
+    """What the trained model was measured at, by metric; of other devices than the search's first with their names before it."""
     found: dict[str, float] = {}
     for document in run.benches:
-        if document["name"] != "trained model" or document["device"] != run.device or run.chosen is None:
+        if document["name"] != "trained model" or document["device"] not in run.tables or run.chosen is None:
             continue
+        whose = "" if document["device"] == run.device else f"{document['device']}/"
         if document["spec_id"] != run.chosen.spec_id:
             continue
         for row in document["workloads"]:
-            name = f"decode_ms@{row['context']}" if row["phase"] == "decode" else f"prefill_ms@{row['tokens']}"
+            name = whose + (f"decode_ms@{row['context']}" if row["phase"] == "decode" else f"prefill_ms@{row['tokens']}")
             if row["measured_ms"] is not None:
                 found[name] = row["measured_ms"]
-        found |= {f"memory_mb@{row['context']}": row["measured_mb"] for row in document["memory"] if row["measured_mb"] is not None}
+        found |= {f"{whose}memory_mb@{row['context']}": row["measured_mb"] for row in document["memory"] if row["measured_mb"] is not None}
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
 from archsearch.budgets import parse_metric
 from archsearch.cases import block_label, block_subject
+from archsearch.emulated import is_emulated
 from archsearch.estimate import row_summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
@@ -34,7 +36,14 @@ def devices(run: RunFiles) -> Iterable[DeviceRow]:
             memory_gb=info["memory_bytes"] / 2**30,
             system=info["system"],
             runtime=info["runtime"] or "",
+            clusters=_clusters(info.get("extra", {}).get("clusters", ())),
         )
+
+
+def _clusters(found: Sequence[Mapping[str, Any]]) -> str:
+    """Kinds of cores in words, the fastest first; empty where there is one kind, or none is told."""
+    told = [f"{len(cluster['cores'])} × {cluster['max_mhz'] / 1e3:.1f} GHz" for cluster in found if cluster["max_mhz"]]
+    return " + ".join(told) if len(told) == len(found) > 1 else ""
 
 
 def measured_blocks(run: RunFiles, table: CostTable) -> Iterable[tuple[BlockSpec, ModelDims, Workload, Row]]:
@@ -140,15 +149,47 @@ def series(run: RunFiles) -> Iterable[SeriesRow]:
             measurements=len(own),
             rounds=sum(len(row.rounds) for row in own),
             spread=_spread(own),
-            flags=(*heat(entry), *(("others used the machine",) if busy is not None and busy > 0.1 else ())),
+            flags=(*heat(entry), *_became_hot(entry, states), *(("others used the machine",) if busy is not None and busy > 0.1 else ())),
+            **_phones_own(conditions, state),
         )
 
 
+def _became_hot(entry: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What a series that began cool came to while it was measured."""
+    from devices.health import flags
+    from devices.protocol import decode_state
+
+    found = {"hot", "throttled"} & set(flags([decode_state(dict(look)) for look in looks])) - set(heat(entry))
+    return tuple(f"{name} meanwhile" for name in sorted(found))
+
+
+THERMAL_STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+"""Android's words for its numbers."""
+
+
+def _phones_own(conditions: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
+    """What a phone told of itself when the series began, in words; nothing where it did not, or is none."""
+    found = {}
+    if state.get("on_battery") is not None:
+        found["power"] = "battery" if state["on_battery"] else "plugged in"
+        if state.get("battery_percent") is not None:
+            found["power"] += f", {state['battery_percent']} %"
+    if state.get("screen_on") is not None:
+        found["screen"] = "on" if state["screen_on"] else "off"
+    if "fixed_performance" in conditions.get("extra", {}):
+        found["clocks"] = "held" if conditions["extra"]["fixed_performance"] else "not offered"
+    status = state.get("thermal_status")
+    if status is not None:
+        found["thermal_status"] = THERMAL_STATUS[status] if 0 <= status < len(THERMAL_STATUS) else str(status)
+    return found
+
+
 def failures(run: RunFiles) -> Iterable[FailureRow]:
+    names = {info["fingerprint"]: f"{info['device_id']}: " if len(run.infos) > 1 else "" for info in run.infos}
     for row in run.rows:
         if row.status == "failed":
             yield FailureRow(
-                label=row.subject.get("label") or row.subject_id,
+                label=names[row.fingerprint] + (row.subject.get("label") or row.subject_id),
                 workload=row.workload.label,
                 reason=row.reason or "",
                 detail=row.detail or "",
@@ -159,11 +200,17 @@ def advice(run: RunFiles) -> Sequence[str]:
     from devices.health import advice
     from devices.protocol import decode_conditions, decode_state
 
-    found: dict[str, None] = {}
-    for entry in run.store.conditions().values():
-        states = [decode_state(look) for row in run.rows for look in row.states]
-        found |= dict.fromkeys(advice(decode_conditions(entry["conditions"]), states))
-        break
+    found: list[str] = []
+    series = run.store.conditions().values()
+    emulated = [info["device_id"] for info in run.infos if is_emulated(info.get("extra", {}))]
+    found += [f"{device_id} is emulated: its times say nothing about a phone." for device_id in emulated]
+    for info in run.infos:  # each by its own looks: of two machines together, clocks "fall" and cores are "stolen"
+        entry = next((entry for entry in series if entry["fingerprint"] == info["fingerprint"]), None)
+        if entry is None:
+            continue
+        states = [decode_state(look) for row in run.rows if row.fingerprint == info["fingerprint"] for look in row.states]
+        whose = f"{info['device_id']}: " if len(run.infos) > 1 else ""
+        found += [f"{whose}{line}" for line in advice(decode_conditions(entry["conditions"]), states)]
     return tuple(found)
 
 

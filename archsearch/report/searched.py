@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from archsearch.budgets import LATENCY, Budget, parse_budget
+from archsearch.budgets import LATENCY, SIZES, Budget, parse_budget
 from archsearch.report import trained
 from archsearch.report.files import RunFiles, trained_measurements
 from archsearch.spec import ArchSpec
@@ -104,6 +104,26 @@ def budgets(run: RunFiles) -> Iterable[BudgetRow]:
         )
 
 
+def shared(run: RunFiles) -> tuple[str, ...]:
+    """What the layout that all devices share costs on each, beside the one that would have been chosen for it alone."""
+    said = []
+    for device, entry in (run.search.get("shared") or {}).items() if run.search else ():
+        if entry["latency_regret"] is None:
+            said.append(f"{device}: no trained layout keeps its budgets")
+            continue
+        lost = "; recall is lost" if entry["recall_lost"] else ""
+        difference = f"{entry['latency_regret']:+.1%}; bits per byte {entry['text_regret']:+.1%}{lost}"
+        said.append(f"{device}: {entry['shared_ms']:.3g} ms, {entry['own_ms']:.3g} ms for its own choice ({difference})")
+    return tuple(said)
+
+
+def _card_title(run: RunFiles, budget: str) -> str:
+    """ "decode @ 4096" of a budget's name, and on which device, where there are several."""
+    device = next((name for name in run.searched_for if f"{name}/" in budget), run.device)
+    what = budget.replace(f"{device}/", "").replace("_ms", "").replace("_mb", "").replace("@", " @ ")
+    return f"{what} on {device}" if len(run.searched_for) > 1 and not budget.startswith(SIZES) else what
+
+
 def cards(run: RunFiles) -> tuple[Card, ...]:
     best = run.search["best"] if run.search else None
     if best is None or run.chosen is None:
@@ -125,7 +145,7 @@ def cards(run: RunFiles) -> tuple[Card, ...]:
         )
         cards.append(
             Card(
-                title=budget.metric.replace("_ms", "").replace("_mb", "").replace("@", " @ "),
+                title=_card_title(run, budget.metric),
                 value=shown,
                 note=f"{source}; budget {limit}",
                 share=value / budget.limit,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from devices.adb import describe, state
+from devices.adb.clock import PhoneClock
 from devices.adb.errors import LinkLostError, NotAttachedError, OfflineError, WrongAbiError
 from devices.adb.files import Folder, bring, bundle_folder, model_files, model_folder
 from devices.adb.links import connect
@@ -99,8 +100,9 @@ class PhoneDevice:
                     models[case.model] = model_folder(case.model)
             bring(link, [agent, *models.values()])
             remote = {path: Path(models[path].target) / path.name for path in models}
+            clock = PhoneClock()
             for event in supervise(progress, lambda plan: self._launched(session, agent, plan, remote)):
-                yield self._with_habits(event, session)
+                yield self._with_habits(clock.corrected(event), session)
 
     def _refused(self, case: Case) -> Failed | None:
         """What need not be pushed to know that it fails."""

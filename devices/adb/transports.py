@@ -1,14 +1,14 @@
-"""adb-shell's transports, with what they lack mended.
+"""adb-shell's transport over TCP, with what it lacks mended; `devices.adb.usb` has the one over USB.
 
-adb-shell 0.4.4's TCP transport loses the rest of a partial send, spins at the end of the connection, and leaves Nagle's algorithm on
-(its issue #205 and docs/LOG.md). Both transports here have `wait`, so that a reader can be patient without losing a half-read packet.
+adb-shell 0.4.4's loses the rest of a partial send, spins at the end of the connection, and leaves Nagle's algorithm on (its issue #205
+and docs/LOG.md). Both transports have `wait`, so that a reader can be patient without losing a half-read packet.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-from typing import Any, Protocol
+from typing import Protocol
 
 from adb_shell.exceptions import TcpTimeoutException
 from adb_shell.transport.tcp_transport import TcpTransport
@@ -80,37 +80,3 @@ class TcpLine(TcpTransport):  # type: ignore[misc]
     def wait(self, timeout_s: float) -> bool:
         """Whether something can be read within the time."""
         return bool(select.select([self._connection], [], [], max(0.0, timeout_s))[0])
-
-
-def usb_line(serial: str) -> Any:
-    """A phone on this machine's USB, opened when connected to.
-
-    Raises:
-        ModuleNotFoundError: adb-shell's extra for USB is not installed.
-        adb_shell.exceptions.UsbDeviceNotFoundError: no phone of that serial.
-    """
-    import usb1
-    from adb_shell.exceptions import UsbReadFailedError
-    from adb_shell.transport.usb_transport import UsbTransport
-
-    transport = UsbTransport.find_adb(serial=serial, default_transport_timeout_s=10.0)
-    read = transport.bulk_read
-    early: list[bytes] = []
-
-    def wait(timeout_s: float) -> bool:
-        """USB has no `select`: the header that begins every packet is read, and kept for `bulk_read`."""
-        if early:
-            return True
-        try:
-            early.append(read(24, max(0.001, timeout_s)))
-        except UsbReadFailedError as error:
-            if isinstance(error.usb_error, usb1.USBErrorTimeout):
-                return False
-            raise
-        return True
-
-    def bulk_read(numbytes: int, transport_timeout_s: float | None = None) -> bytes:
-        return early.pop() if early else bytes(read(numbytes, transport_timeout_s))
-
-    transport.wait, transport.bulk_read = wait, bulk_read
-    return transport

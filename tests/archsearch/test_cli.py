@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import ENVIRONMENT, Outcome, command, run_command
+from rich.console import Console
 
 from archsearch import __version__
 from archsearch.cli import main
@@ -253,6 +255,32 @@ def test_a_bar_without_a_terminal_prints_a_line_for_each_tenth(capsys: pytest.Ca
     assert sum("export" in line for line in lines) == 5
     assert 10 <= sum("latency" in line for line in lines) <= 12, "the second phase starts anew"
     assert "100/100 latency" in lines[-1]
+
+
+@pytest.mark.parametrize("name", ["adb:R58N30", "adb:192.168.100.77:5555", "adb:adb-R58N30ABCDE-xYzAbC (2)._adb-tls-connect._tcp"])
+def test_bars_of_several_devices_fit_a_line_each(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from archsearch.cli import progress
+
+    written = io.StringIO()
+    monkeypatch.setattr(progress, "stderr", Console(file=written, force_terminal=True, width=80))
+    with progress.side_by_side("profile", ["local", name]) as bars:
+        for bar in bars.values():
+            bar.update(123, 456, note="latency gqa2/1024 decode@65536 int4 in some more words", seconds_left=5000)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue()).replace("\r", "\n").splitlines()
+    last = [line for line in shown if "123/456" in line][-2:]
+    cut = name[:23] + "…" if len(name) > 24 else name
+    assert [line.partition(" ━")[0].strip() for line in last] == ["local", cut]
+    assert all("1:23:20 left latency gqa2" in " ".join(line.split()) for line in last)
+    assert max(map(len, shown)) <= 80
+
+
+def test_a_title_is_not_torn_by_a_narrow_table(capsys: pytest.CaptureFixture[str]) -> None:
+    from archsearch.cli import tables
+
+    title = "adb:127.0.0.1:7611: ms a block at hidden size 256, int4, 1 thread(s)"
+    console = Console(width=80, highlight=False)
+    console.print(tables.table(["block", "decode"], [["conv3/512", "0.1"]], title=title))
+    assert title in [line.strip() for line in capsys.readouterr().out.splitlines()]
 
 
 def test_the_terminal_width_is_not_assumed() -> None:

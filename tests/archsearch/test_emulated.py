@@ -10,17 +10,20 @@ import pytest
 from command_line import Outcome
 
 from archsearch import emulated
+from archsearch import run as stages
 from archsearch.compare import load_side
 from archsearch.doctor import Diagnosis, examine
 from archsearch.emulated import EmulatedTimesError
 from archsearch.profile import profile
 from archsearch.report.files import RunFiles
+from archsearch.report.measured import advice
 from archsearch.run import load_table
 from archsearch.space import Space
 from archsearch.store import Store
 from devices.base import DeviceInfo
 from tests.archsearch.fake_device import FakeDevice
 from tests.archsearch.spaces import small
+from tests.archsearch.test_fleet import TOML
 
 
 class Emulated(FakeDevice):
@@ -66,6 +69,20 @@ def test_a_report_of_several_devices_leaves_them_out(run_dir: Path) -> None:
     assert [info["device_id"] for info in files.infos] == ["local"]
     assert {row.fingerprint for row in files.rows} == {"f" * 12}
     assert list(files.tables) == ["local"]
+
+
+def test_a_run_of_all_stages_stops_before_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    monkeypatch.setattr(stages, "open_device", lambda name: Emulated())
+    with pytest.raises(EmulatedTimesError, match="adb:EMU is emulated"):
+        next(stages.run(tmp_path / "space.toml", tmp_path / "run", ["adb:EMU"], outcome=stages.RunOutcome()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_that_takes_them_says_so(run_dir: Path) -> None:
+    (run_dir / "space.toml").write_text(TOML)
+    with emulated.allowed():
+        assert advice(RunFiles(run_dir)) == ("adb:EMU is emulated: its times say nothing about a phone.",)
 
 
 def test_a_merged_file_still_knows(run_dir: Path, tmp_path: Path) -> None:

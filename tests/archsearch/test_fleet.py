@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,11 +14,13 @@ from command_line import Outcome
 from archsearch import run as stages
 from archsearch.errors import InputError, RunError
 from archsearch.fleet import profile_all
+from archsearch.report.files import RunFiles
+from archsearch.report.measured import advice, failures, series
 from archsearch.space import Space
 from archsearch.store import Store
 from devices import DeviceError
 from devices.base import Device, DeviceInfo
-from devices.plan import Event, RoundResult, RunPlan
+from devices.plan import Event, Failed, MachineState, RoundResult, RunPlan
 from tests.archsearch.fake_device import FakeDevice
 from tests.archsearch.spaces import MEASURED, small
 from tests.phone.helpers import phone_for_test
@@ -141,6 +144,101 @@ def test_two_real_adbds_in_one_command(phone: FakePhone, agent_bundle: Path, tmp
     assert f"{two} is not attached" in gone.err
 
 
+class Clocked(Named):
+    """Its cores run at a clock of its own, and it is never disturbed."""
+
+    def __init__(self, name: str, mhz: float) -> None:
+        super().__init__(name)
+        self.mhz = mhz
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        at = 1_700_000_000.0
+        for event in super().run(plan):
+            if isinstance(event, RoundResult):
+                states = [MachineState(time_unix_s=at + i, clock_mhz=(self.mhz,), steal_ticks=int(self.mhz)) for i in range(2)]
+                event, at = replace(event, before=states[0], after=states[1]), at + 2
+            yield event
+
+
+def test_two_devices_are_not_taken_for_one_whose_clock_fell(tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    devices: dict[str, Device] = {"local": Clocked("local", 4000.0), "adb:A": Clocked("adb:A", 2000.0)}
+    list(profile_all(Space.read(tmp_path / "space.toml"), tmp_path, devices))
+    assert advice(RunFiles(tmp_path)) == ()
+    slowing = Clocked("adb:B", 2000.0)
+    events = profile_all(Space.read(tmp_path / "space.toml"), tmp_path, {"adb:B": slowing})
+    for _, event in events:
+        if event.stage == "latency":
+            slowing.mhz = 1000.0
+    assert [line.partition(" fell")[0] for line in advice(RunFiles(tmp_path)) if "fell" in line] == ["adb:B: The clock"]
+
+
+def test_a_failure_says_on_which_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    devices: dict[str, Named] = {"adb:A": Named("adb:A"), "adb:B": Named("adb:B")}
+    list(profile_all(Space.read(tmp_path / "space.toml"), tmp_path, devices))
+    with Store(tmp_path / "measurements.db") as store:
+        row = next(row for row in store.rows(fingerprint="fp-adb:B") if row.subject["kind"] == "block" and row.purpose == "latency")
+        store.add_failure(row.key, Failed(case_id=row.key, reason="crashed", detail="killed"))
+    assert [failure.label for failure in failures(RunFiles(tmp_path))] == ["adb:B: conv3/96"]
+    monkeypatch.setattr("devices.open_device", devices.__getitem__)
+    monkeypatch.setattr("archsearch.run.keep_limits", lambda *_: None)
+    out = call("profile", tmp_path / "space.toml", "--run", tmp_path, "--device", "adb:A", "--device", "adb:B", "--json")
+    assert [(failure["device"], failure["label"]) for failure in out.document["failed"]] == [("adb:B", "conv3/96")]
+
+
+class Heating(Clocked):
+    """Begins cool; the last look of every round finds its CPU at 95 degrees."""
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        for event in super().run(plan):
+            yield replace(event, after=replace(event.after, temperature_c=95.0)) if isinstance(event, RoundResult) else event
+
+
+def test_a_phone_that_becomes_hot_is_flagged(tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(TOML)
+    devices: dict[str, Device] = {"adb:A": Heating("adb:A", 2000.0), "adb:B": Clocked("adb:B", 2000.0)}
+    list(profile_all(Space.read(tmp_path / "space.toml"), tmp_path, devices))
+    assert {(row.device, row.flags) for row in series(RunFiles(tmp_path))} == {("adb:A", ("hot meanwhile",)), ("adb:B", ())}
+
+
+@pytest.mark.slow
+def test_every_stage_on_two_phones(phone: FakePhone, agent_bundle: Path, texts: Path, tmp_path: Path, call: Callable[..., Outcome]) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text(TOML + STAGES.format(texts=texts))
+    one = f"adb:{phone.address}"
+    with phone_for_test(serial="TEST0002") as other:
+        two = f"adb:{other.address}"
+        out = call("run", space, "--run", tmp_path / "run", "--device", one, "--device", two, "--json")
+        assert out.status == 0, out.err
+    assert out.document["bench"]["device"] == one
+    assert all(row["measured_ms"] > 0 for row in out.document["bench"]["workloads"])
+    benched = {json.loads(path.read_text())["device"] for path in (tmp_path / "run" / "bench").glob("trained_model-*.json")}
+    assert benched == {one, two}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert one in page
+    assert two in page
+    assert "thermal status none" in page
+    assert "plugged in, 87 %" in page
+    assert f"{one} and {two}" in page
+    again = " ".join(page.partition("How to come by these numbers again")[2].split())
+    assert f"--device {one}" in again
+    assert f"--device {two}" in again
+    shared = json.loads((tmp_path / "run" / "search.json").read_text())["shared"]
+    assert set(shared) == {one, two}
+    assert "One layout for all devices" in page
+
+
+STAGES = """
+[search]
+trials = 1
+recall_steps = 5
+text_steps = 3
+
+[train]
+tokens = 6000
+data = ["{texts}"]
+"""
 TOML = """
 [model]
 name = "small"

@@ -12,7 +12,9 @@ phone (the `device` fixture looks), and the error, where there is one, names the
 | agent hangs | test_the_agent_hangs, test_a_hung_agent_and_a_pulled_cable |
 | phone out of space | test_the_phone_is_full, test_the_phone_fills_up_during_a_push |
 | phone reboots (adbd restarts) | test_the_phone_restarts |
-| slow link, silent link | test_a_slow_cable (no error: it takes its time), test_a_connection_that_says_nothing_any_more |
+| adbd restarts, the phone does not | test_adbd_alone_restarts |
+| slow link, silent link | test_a_slow_cable (no error: it takes its time), test_a_connection_that_says_nothing_any_more, \
+test_a_connection_that_the_phone_goes_on_waiting_for |
 | wrong key | test_the_wrong_key |
 | two clients at once | test_two_clients_at_once |
 | the same phone listed twice | test_the_same_phone_listed_twice |
@@ -42,6 +44,8 @@ from devices import DeviceError, open_device
 from devices.adb import direct
 from devices.adb.device import PhoneDevice
 from devices.adb.errors import InUseError, LinkLostError, PhoneFullError, UnauthorizedError
+from devices.adb.links import connect
+from devices.adb.session import taken
 from tests.archsearch.spaces import small
 from tests.phone.phone import FakePhone
 
@@ -175,6 +179,26 @@ def test_a_connection_that_says_nothing_any_more(
     assert before.items() <= samples(tmp_path).items()
 
 
+def test_a_connection_that_the_phone_goes_on_waiting_for(
+    phone: FakePhone, device: PhoneDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Out of the wireless network's reach and back: the phone still holds the old connection, with our guard and our agent.
+    monkeypatch.setattr(direct, "PACKET_LIMIT_S", 3.0)
+    space = Space.from_dict(TINY | {"measure": TINY["measure"] | {"timeout_s": 3, "min_time_ms": 2000}})
+    events = profile(space, tmp_path, device)
+    until(events, "latency", 1)
+    (agent,) = phone.processes("devices.agent")
+    phone.relay(reach=1)
+    with pytest.raises(LinkLostError, match=rf"^{device.device_id}: .*no answer for 3 s.*replug it"):
+        list(events)
+    assert phone.processes("devices.agent") == [agent], "the phone has noticed"
+    link = connect(device.device_id)
+    with taken(link):
+        assert agent not in phone.processes()
+    link.close()
+    resumed(tmp_path, device)
+
+
 # -- the phone ---------------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +219,21 @@ def test_the_phone_restarts(phone: FakePhone, device: PhoneDevice, tmp_path: Pat
         resumed(tmp_path, device)
     restart.join()
     assert complete(tmp_path)
+
+
+def test_adbd_alone_restarts(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
+    # Nobody hangs up on what it had started then: the guard sees the end of its input, and ends the agent, even a stopped one.
+    events = profile(Space.from_dict(TINY), tmp_path, device)
+    until(events, "latency", 3)
+    (agent,) = phone.processes("devices.agent")
+    os.kill(agent, signal.SIGSTOP)
+    phone.restart_adbd()
+    with pytest.raises(LinkLostError, match=rf"^{device.device_id}: .*replug it"):
+        list(events)
+    assert nothing_runs(phone)
+    assert agent not in phone.processes()
+    assert (phone.system / "fixed-performance").read_text().split()[-1] == "false"
+    resumed(tmp_path, device)
 
 
 def test_the_phone_is_full(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
@@ -282,7 +321,7 @@ def test_the_agent_hangs(phone: FakePhone, device: PhoneDevice, tmp_path: Path) 
 
 
 def test_a_hung_agent_and_a_pulled_cable(phone: FakePhone, device: PhoneDevice, tmp_path: Path) -> None:
-    # adbd's hanging up does not end a process that is stopped: the next run has to.
+    # adbd's hanging up does not end a process that is stopped: the guard on the phone has to.
     events = profile(Space.from_dict(TINY), tmp_path, device)
     until(events, "latency", 3)
     (agent,) = phone.processes("devices.agent")
@@ -290,9 +329,10 @@ def test_a_hung_agent_and_a_pulled_cable(phone: FakePhone, device: PhoneDevice, 
     phone.unplug()
     with pytest.raises(LinkLostError):
         list(events)
+    assert nothing_runs(phone), "the guard has ended it: nobody had to come again"
+    assert agent not in phone.processes()
     phone.plug()
     resumed(tmp_path, device)
-    assert agent not in phone.processes()
 
 
 # -- others ------------------------------------------------------------------------------------------------------------------

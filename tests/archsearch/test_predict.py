@@ -180,6 +180,21 @@ def test_measurements_of_another_runtime_or_of_failures_do_not_predict(space: Sp
             failed.head(spec, decode(64))
 
 
+def test_a_block_whose_part_failed_says_which_and_how_to_measure_it_again(tmp_path: Path) -> None:
+    measure = {"precision": "fp32", "passes": 1, "rounds": 2, "separate": True}
+    space = Space.from_dict(small(ffn={"intermediate_size": [64, 96]}, measure=measure))
+    list(profile(space, tmp_path, FakeDevice()))
+    conv, *_ = space.blocks
+    with Store(tmp_path / "measurements.db") as store:
+        for row in store.rows():
+            if row.subject["label"] == "conv3/64" and row.purpose == "latency":
+                store.add_failure(row.key, Failed(case_id=row.key, reason="timeout", detail="no sign of life"))
+        table = CostTable.load(store)
+    gqa = next(block for block in space.blocks if block.operator != conv.operator and block.ffn.intermediate_size == 64)
+    with pytest.raises(MissingMeasurement, match=r"gqa2/64 was not measured .*\(conv3/64 failed: timeout: .*\); .*--retry-failed"):
+        table.block(gqa, space.all_dims[0], decode(64))
+
+
 def by_size(case: Case) -> int:
     """A law in which operator and FFN add up: time goes by the weights' bytes, and attention by its cache."""
     size = sum(file.stat().st_size for file in case.model.parent.glob("*.data"))

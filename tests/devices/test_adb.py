@@ -18,6 +18,7 @@ from devices.local import LocalDevice
 from devices.machine import runtime_name
 from tests.devices.adb_server import FakeServer, listening
 from tests.phone.bundles import python_bundle
+from tests.phone.phone import FakePhone as PhoneForTest
 
 ANSWER = """[ro.board.platform]: [lahaina]
 [ro.build.fingerprint]: [maker/x/y:14/AP1A/1:user/release-keys]
@@ -86,6 +87,32 @@ def test_a_phone_is_described_in_its_own_words(monkeypatch: pytest.MonkeyPatch, 
     assert [(c["cores"], c["max_mhz"]) for c in phone.extra["clusters"]] == [([7], 2841), ([4, 5, 6], 2419), ([0, 1, 2, 3], 1804)]
     assert "emulated" not in phone.extra
     assert fake.commands == [describe.QUESTION]
+
+
+@pytest.mark.parametrize(
+    "serial",
+    ["adb-R58N (2)._adb-tls-connect._tcp", "12-34_a.b", "a'b\"c", "$(reboot)", "émulateur", "device", "????????????", "[fe80::1]:5555"],
+)
+def test_serials_with_odd_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, serial: str) -> None:
+    monkeypatch.setenv("ARCHSEARCH_AGENT", str(python_bundle(tmp_path, abi="arm64-v8a")))
+    answer = ANSWER.replace("[R58N30]", f"[{serial}]")
+    with server(FakeServer(f"{serial:22} device usb:1-4 model:Phone_9\n", {serial: answer}), monkeypatch):
+        (phone,) = adb.list_phones()
+        opened = open_device(f"adb:{serial}").info
+    assert (phone.device_id, phone.available, phone.extra["serial"]) == (f"adb:{serial}", True, serial)
+    assert opened == phone
+
+
+def test_a_phone_that_no_server_knows_is_asked_by_its_name(
+    no_server: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phone: PhoneForTest
+) -> None:
+    monkeypatch.setenv("ARCHSEARCH_AGENT", str(python_bundle(tmp_path)))
+    _, found, gone = list_devices([f"adb:{phone.address}", "adb:127.0.0.1:1"])
+    assert (found.device_id, found.name, found.available) == (f"adb:{phone.address}", "archsearch Test Phone", True)
+    assert (gone.device_id, gone.available) == ("adb:127.0.0.1:1", False)
+    assert "is not attached" in (gone.problem or "")
+    with pytest.raises(UnknownDeviceError, match="'cuda:0' is no phone; one is named adb:SERIAL or adb:HOST:PORT"):
+        list_devices(["cuda:0"])
 
 
 def test_a_phone_without_an_agent_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

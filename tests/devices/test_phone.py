@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from devices.adb import files
 from devices.adb.device import PhoneDevice
 from devices.adb.errors import InUseError, WrongAbiError
 from devices.adb.links import connect
-from devices.adb.session import HOME, taken
+from devices.adb.session import HOME, Owner, taken
 from devices.adb.shell import run
 from devices.base import Device
 from devices.plan import RoundResult, RunPlan, Started
@@ -174,6 +175,23 @@ def test_two_at_once_are_refused(device: Device, phone: FakePhone, tmp_path: Pat
     assert isinstance(next(first), RoundResult), "the first goes on undisturbed"
     first.close()  # type: ignore[attr-defined]
     assert rounds(events(device, short(tmp_path))) == [("good", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        (f"{platform.node()}, process {os.getpid()} 00000000", True),  # a session of ours that is over
+        (f"{platform.node()}, process 4194305 00000000", True),  # beyond Linux's highest process number
+        (f"{platform.node()}, process 1 00000000", False),
+        ("another-host, process 4194305 00000000", False),
+    ],
+)
+def test_who_has_ended(text: str, gone: bool) -> None:
+    owner = Owner.parse(text)
+    assert owner is not None
+    assert owner.gone is gone
+    assert Owner.parse(owner.line) == owner
+    assert Owner.parse("unknown") is None
 
 
 def test_what_an_earlier_run_left_running_is_ended(device: Device, phone: FakePhone, tmp_path: Path) -> None:

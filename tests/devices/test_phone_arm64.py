@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from devices import open_device
+from devices.adb import session
 from devices.adb.errors import InUseError, WrongAbiError
 from devices.adb.links import connect
-from devices.adb.session import taken
+from devices.adb.session import HOME, Owner, taken
 from devices.adb.shell import run
 from devices.bundle import BundleError
 from devices.plan import OutputsResult, RunPlan, Started
@@ -42,14 +44,41 @@ def test_its_own_shell_speaks_the_protocol(device_id: str) -> None:
 def test_mksh_and_toybox_hold_the_lock_and_let_it_go(device_id: str, arm64: FakePhone) -> None:
     # mksh hides the files it has opened from the programs it starts, flock among them.
     one, two = connect(device_id), connect(device_id)
-    with taken(one) as session:
-        assert session.fixed_performance
+    with taken(one) as ours:
+        assert ours.fixed_performance
         with pytest.raises(InUseError, match="another archsearch measures on it"), taken(two):
             pass
     with taken(two):
         pass
     modes = (arm64.system / "fixed-performance").read_text().split()
     assert modes == ["true", "false"] * 2
+    one.close()
+    two.close()
+
+
+LEFT = f"mkdir -p {HOME}/bundles/x && cd {HOME}/bundles/x && (trap '' HUP; exec sleep 4242 >/dev/null 2>&1 </dev/null) & sleep 0.5"
+"""What adbd's hanging up does not end."""
+
+
+def test_mksh_and_toybox_end_what_is_left_when_they_are_hung_up_on(device_id: str, arm64: FakePhone) -> None:
+    link = connect(device_id)
+    guard, _ = session._guarded(link, Owner.new())
+    run(link, LEFT)
+    assert arm64.processes("sleep 4242")
+    guard.close()
+    deadline = time.monotonic() + 60
+    while arm64.processes("sleep 4242"):
+        assert time.monotonic() < deadline, "still running"
+        time.sleep(0.1)
+    link.close()
+
+
+def test_mksh_and_toybox_hand_over_what_a_program_that_has_ended_holds(device_id: str, arm64: FakePhone) -> None:
+    one, two = connect(device_id), connect(device_id)
+    session._guarded(one, Owner.new())  # of no session that this process knows
+    run(one, LEFT)
+    with taken(two):
+        assert not arm64.processes("sleep 4242")
     one.close()
     two.close()
 

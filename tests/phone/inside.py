@@ -58,6 +58,9 @@ def main() -> None:
                 time.sleep(order["seconds"])
                 phone.start()
                 relay.plugged = True
+            case "restart_adbd":
+                phone.stop_adbd()
+                phone.start()
             case "relay":
                 relay.set(**order["with"])
         tell(done=order["do"])
@@ -87,6 +90,12 @@ class Phone:
                 raise SystemExit(f"adbd ended with {self.process.returncode}: see {self.config['log']}")
             time.sleep(0.05)
         raise SystemExit("adbd does not listen")
+
+    def stop_adbd(self) -> None:
+        """adbd ends by itself, as when it crashes or its settings change: what it had started is not ended with it."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """A reboot: no process of the phone is left. This one is the init of its namespace, and stays."""

@@ -126,6 +126,10 @@ class FakePhone:
         """All its processes die, and adbd comes back after a while."""
         self._order({"do": "reboot", "seconds": seconds})
 
+    def restart_adbd(self) -> None:
+        """adbd alone dies, and is started anew at once; what it had started lives on, as far as it can."""
+        self._order({"do": "restart_adbd"})
+
     def reset(self) -> None:
         """As new: nothing runs on it, nothing is stored, the cable is in and fast."""
         self.relay(plugged=False, frozen=False, bytes_per_s=None, cut_after=None, public_key=None, wants_tls=False)

@@ -27,6 +27,8 @@ class Relay:
         self.public_key: str | None = None
         """PEM of the one key that is let in; None: everybody is."""
         self.wants_tls = False
+        self.reach = 0
+        """Changed, the connections there are carry nothing any more and are closed on neither side: out of the wireless network's reach."""
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
 
     def set(self, **settings: Any) -> None:
@@ -58,12 +60,15 @@ class Relay:
             self._pump(client, server, True)
 
     def _pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        reach = self.reach
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
                 while self.frozen:
                     time.sleep(0.02)
                 if self.bytes_per_s is not None:
                     time.sleep(len(data) / self.bytes_per_s)
+                if reach != self.reach:
+                    return
                 if counted and self.cut_after is not None:
                     self.cut_after -= len(data)
                     if self.cut_after <= 0:
@@ -71,6 +76,8 @@ class Relay:
                         self._cut()
                         return
                 target.sendall(data)
+        if reach != self.reach:
+            return
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
