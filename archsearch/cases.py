@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from operators.graph import GraphInfo
 
-GRAPH_VERSION = 1
-"""Raised when the graphs that are written change, so that measurements of old ones are not taken for new ones. 1: first."""
+GRAPH_VERSION = 2
+"""Raised when the graphs that are written change, so that measurements of old ones are not taken for new ones. 1: first. 2: the
+caches of windows have slack."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from archsearch.errors import CheckpointError, InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
+from operators.builtin import SLACK
 from operators.costs import QUANT_BLOCK, model_weights
 from operators.quantize import dequantized
 from operators.specs import Precision, SwaSpec
@@ -224,13 +225,13 @@ def build(spec: ArchSpec, weights: Weights) -> LanguageModel:
 
 
 def probe_lengths(spec: ArchSpec, max_context: int) -> tuple[int, int]:
-    """(prefill, decode) that fill every window, so that all of decode evicts.
+    """(prefill, decode) that fill every window, so that all of decode evicts, and the buffer of a window is moved on the way.
 
     Raises:
         InputError: `max_context` is too small for even the shortest check.
     """
     windows = [block.operator.window for block in spec.layers if isinstance(block.operator, SwaSpec)]
-    prompt = min(max([PROMPT, *(window + 8 for window in windows)]), max_context - DECODE)
+    prompt = min(max([PROMPT, *(window + max(8, window // SLACK - 8) for window in windows)]), max_context - DECODE)
     if prompt < 1:
         raise InputError(f"max_context: {max_context} positions have no room for the {DECODE + 1} tokens that an export is checked with")
     return prompt, DECODE

@@ -3,7 +3,8 @@
     python benchmarks/operator_variants.py [--hidden 1024 --ffn 4608 --blocks 4 --steps 120 --context 512 --prefill 128]
 
 All variants of a block run interleaved in shuffled order in this process, three sessions of each (a session's place in memory alone
-is worth 1 to 3 %), each step a true one on growing caches. The time is that of the thread, which other processes do not add to.
+is worth 1 to 3 %), each step a true one on growing caches. The time is that of the thread, which other processes do not add to; with
+several threads (`--threads 2`, which wait by spinning) the wall's.
 Printed: the median over sessions of the mean step, and the lowest and highest ratio of single sessions to the baseline's median.
 """
 
@@ -117,10 +118,20 @@ def dynamic_int8(_linear: Callable) -> Callable:
     return linear
 
 
+def blocks_of(size: int) -> Variant:
+    """One scale for so many weights."""
+
+    @contextlib.contextmanager
+    def variant() -> Iterator[None]:
+        with patch.object(quantize, "QUANT_BLOCK", size), patch.object(builder, "QUANT_BLOCK", size):
+            yield
+
+    return variant
+
+
 @contextlib.contextmanager
-def blocks_of_128() -> Iterator[None]:
-    """One scale for 128 weights."""
-    with patch.object(quantize, "QUANT_BLOCK", 128), patch.object(builder, "QUANT_BLOCK", 128):
+def in_int8_blocks_of_128() -> Iterator[None]:
+    with blocks_of(128)(), _replace(GraphBuilder, "linear", in_int8):
         yield
 
 
@@ -173,8 +184,10 @@ def variants(hidden: int) -> dict[str, tuple[OperatorSpec, dict[str, Variant]]]:
     }
     products: dict[str, Variant] = {
         "accuracy level 0": common["accuracy level 0"],
-        "blocks of 128": blocks_of_128,
+        "blocks of 64": blocks_of(64),
+        "blocks of 128": blocks_of(128),
         "8 bits": lambda: _replace(GraphBuilder, "linear", in_int8),
+        "8 bits, blocks of 128": in_int8_blocks_of_128,
         "DynamicQuantizeMatMul": lambda: _replace(GraphBuilder, "linear", dynamic_int8),
         "float32": lambda: _replace(GraphBuilder, "linear", in_float32),
     }
@@ -184,15 +197,16 @@ def variants(hidden: int) -> dict[str, tuple[OperatorSpec, dict[str, Variant]]]:
         "gqa": (GqaSpec(**heads), {"products apart": products_apart}),
         "gla4": (GlaSpec(heads=4), {"GatedRMSNorm": lambda: _replace(GraphBuilder, "node", gated_norm)}),
     }
-    slacks = {f"{rows} rows more": slack(rows) for rows in (16, 64)}
+    slacks = {"the window alone": slack(0)} | {f"{rows} rows more": slack(rows) for rows in (16, 64)}
     return table | {f"swa{window}": (SwaSpec(**heads, window=window), slacks) for window in (256, 512, 1024)}
 
 
 class Stepper:
     """A decoding session whose steps are timed without the binding of their inputs."""
 
-    def __init__(self, path: Path, prefill: np.ndarray, capacity: int) -> None:
-        self.runner = Runner(path)
+    def __init__(self, path: Path, prefill: np.ndarray, capacity: int, threads: int) -> None:
+        self.runner = Runner(path, threads=threads)
+        self.clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
         self.prefill, self.capacity = prefill, capacity
         self.times: dict[str, list[int]] = {"decode": [], "prefill": []}
 
@@ -202,9 +216,9 @@ class Stepper:
 
         def timed(binding: object) -> None:
             nonlocal spent
-            begun = time.thread_time_ns()
+            begun = self.clock()
             run(binding)
-            spent = time.thread_time_ns() - begun
+            spent = self.clock() - begun
 
         with patch.object(session, "run_with_iobinding", timed):
             self.runner.step(x_BTD)
@@ -229,7 +243,7 @@ def compare(name: str, spec: OperatorSpec, found: dict[str, Variant], options: a
             write_blocks(folder / f"{label}.onnx", blocks, dims, precision=options.precision, max_context=capacity)
     steppers: dict[str, list[Stepper]] = {label: [] for label in labels}
     for label in rng.permutation(list(labels) * SESSIONS):  # who comes first is placed differently
-        steppers[label].append(Stepper(folder / f"{label}.onnx", x_BTD, capacity))
+        steppers[label].append(Stepper(folder / f"{label}.onnx", x_BTD, capacity, options.threads))
     everyone = [stepper for group in steppers.values() for stepper in group]
     for _ in range(options.steps // 20):
         for i in rng.permutation(len(everyone)):
@@ -256,7 +270,8 @@ def trimmed_mean(times: list[int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("hidden", 1024), ("ffn", 4608), ("blocks", 4), ("steps", 120), ("context", 512), ("prefill", 128)):
+    shape = {"hidden": 1024, "ffn": 4608, "blocks": 4, "steps": 120, "context": 512, "prefill": 128, "threads": 1}
+    for option, default in shape.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--only", help="names of operators, separated by commas")

@@ -260,6 +260,36 @@ def time_genai(folder: Path, threads: int, workloads: Sequence[str]) -> Samples:
     return samples
 
 
+def int8_limit(threads: int) -> float:
+    """Operations a second of the runtime's own product of bytes, 1024 x 1024 by 1024 x 4096, in a fresh process.
+
+    A product that rounds its inputs to int8 cannot be faster by the instructions that this processor has.
+    """
+    return float(run([sys.executable, __file__, "int8", "-", str(threads)], threads).strip().splitlines()[-1])
+
+
+def time_int8(threads: int) -> float:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    M, K, N = 1024, 1024, 4096
+    weights = np.random.default_rng(0).integers(-64, 64, (K, N)).astype(np.int8)
+    x, y = (helper.make_tensor_value_info("x", TensorProto.UINT8, [M, K]), helper.make_tensor_value_info("y", TensorProto.INT32, [M, N]))
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "int8", [x], [y], [numpy_helper.from_array(weights, "w")])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = {"x": np.random.default_rng(1).integers(0, 255, (M, K)).astype(np.uint8)}
+    times = []
+    for _ in range(60):
+        begun = time.perf_counter()
+        session.run(None, values)
+        times.append(time.perf_counter() - begun)
+    return 2 * M * K * N / float(np.percentile(times, 25))
+
+
 RIVALS = {
     rival.name: rival
     for rival in (
@@ -288,6 +318,9 @@ RIVALS = {
 
 def main() -> None:
     name, folder, threads, *workloads = sys.argv[1:]
+    if name == "int8":
+        print(time_int8(int(threads)))
+        return
     if name == "genai":
         samples = time_genai(Path(folder), int(threads), workloads)
     else:

@@ -3,10 +3,12 @@
     python benchmarks/whole_model.py --llama-bench build/bin/llama-bench [--rounds 3 --threads 1,2 --json samples.json]
 
 Every round runs each runtime at each thread count once, in a fresh process, in shuffled order, on the same cores, with the same huge
-pages from the allocator. Printed: tokens a second, median over rounds with quartiles, and ours over theirs, round by round. Beside
-each stands its share of the machine's limit: stored int4 weights over read bandwidth for decode, float32 arithmetic for prefill (of
-which a quantised product may do more than 100 %). Rivals that are not there are named with what would install them. Each line of a
-round says what share of all cores other programs took meanwhile: above a few per cent, it measured them, too.
+pages from the allocator; threads that wait spin, as all these runtimes have it by default. Printed: tokens a second, median over rounds
+with quartiles, and ours over theirs, round by round. Beside each stands its share of the machine's limits, the fastest of all rounds:
+stored int4 weights over read bandwidth for decode, int8 and float32 arithmetic for prefill. Rivals that are not there are named with
+what would install them. Each line of a round says what share of all cores other programs took meanwhile: above a few per cent, it
+measured them, too. With `--json`, rounds that the file holds already are kept and new ones added, so that a machine need not be
+quiet for long at a time; `--rounds 0` prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import random
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
-from rivals import RIVALS, Samples, tokens_of
+from rivals import RIVALS, Samples, int8_limit, tokens_of
 
 from archsearch.cases import make_case, model_subject, write_subject
 from archsearch.spec import ArchSpec
@@ -51,6 +54,7 @@ def measure_ours(path: Path, workloads: Sequence[str], threads: int, seed: int) 
         cases.append(make_case(workload, path, info, asked))
         tokens[workload] = asked.tokens
     plan = RunPlan(cases=tuple(cases), threads=threads, rounds=1, warmup_runs=1, min_runs=2, min_time_ns=500_000_000, seed=seed)
+    plan = replace(plan, allow_spinning=threads > 1)
     samples: Samples = {}
     for event in open_device("local").run(plan):
         match event:
@@ -61,21 +65,34 @@ def measure_ours(path: Path, workloads: Sequence[str], threads: int, seed: int) 
     return samples
 
 
-def limits(spec: ArchSpec, workloads: Sequence[str], threads: Sequence[int]) -> dict[tuple[int, str], float]:
-    """Tokens a second that reading the stored int4 weights, or multiplying in float32, allows at most."""
+def measured_limits(threads: Sequence[int]) -> list[dict]:
+    """What reading memory and multiplying reach at most, for each number of threads: bytes or operations a second."""
+    found = [
+        {"threads": limit.threads, "limit": limit.limit, "per_second": limit.per_second}
+        for limit in measure_limits(open_device("local"), threads=threads)
+    ]
+    return found + [{"threads": count, "limit": "int8_matmul", "per_second": int8_limit(count)} for count in threads]
+
+
+def roofs(spec: ArchSpec, workloads: Sequence[str], measured: Sequence[dict]) -> dict[tuple[int, str, str], float]:
+    """Tokens a second that a limit allows at most, by threads, workload and limit; the fastest of several measurements counts.
+
+    Decode reads the stored int4 weights once a token (and its caches, which are not counted); prefill multiplies.
+    """
     weights = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
     stored = sum(weight_bytes(weight, "int4") for weight in weights)
     head = 2 * head_weights(spec.dims, spec.vocab_size, spec.tie_embeddings)[0].size
-    found = {}
-    for limit in measure_limits(open_device("local"), threads=threads):
-        print(f"limit, {limit.threads} thread(s): {limit.limit} {limit.per_second / 1e9:.1f} G{'B' if 'read' in limit.limit else 'FLOP'}/s")
+    found: dict[tuple[int, str, str], float] = {}
+    for row in measured:
         for workload in workloads:
             phase, tokens = tokens_of(workload)
-            if phase == "decode" and limit.limit == "read_bandwidth":
-                found[limit.threads, workload] = limit.per_second / stored
-            if phase == "prefill" and limit.limit == "fp32_matmul":
-                work = head + sum(block_costs(block, spec.dims).flops(tokens=tokens, context=0) for block in spec.layers)
-                found[limit.threads, workload] = tokens * limit.per_second / work
+            if (phase == "decode") != (row["limit"] == "read_bandwidth"):
+                continue
+            work = stored
+            if phase == "prefill":
+                work = (head + sum(block_costs(block, spec.dims).flops(tokens=tokens, context=0) for block in spec.layers)) / tokens
+            key = row["threads"], workload, row["limit"]
+            found[key] = max(found.get(key, 0.0), row["per_second"] / work)
     return found
 
 
@@ -106,25 +123,54 @@ def quartiles(values: Sequence[float], digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def table(rounds: list[dict], workloads: Sequence[str], threads: Sequence[int], roof: dict[tuple[int, str], float]) -> Table:
-    shown = Table("workload", "threads", "runtime", "tokens/s", "of the limit", "ours / theirs", title="median over rounds (quartiles)")
-    medians: dict[tuple[str, int, str], dict[int, float]] = {}
+def medians(rounds: Sequence[dict]) -> dict[tuple[str, int, str], dict[int, float]]:
+    """Tokens a second by (workload, threads, runtime), and of these by round."""
+    found: dict[tuple[str, int, str], dict[int, float]] = {}
     for row in rounds:
         for workload, samples in row["tokens_per_s"].items():
-            medians.setdefault((workload, row["threads"], row["runtime"]), {})[row["round"]] = float(np.median(samples))
+            found.setdefault((workload, row["threads"], row["runtime"]), {})[row["round"]] = float(np.median(samples))
+    return found
+
+
+def ratios(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    """Ours over theirs in every round that has both."""
+    return [ours[number] / theirs[number] for number in sorted(ours.keys() & theirs.keys())]
+
+
+def table(rounds: Sequence[dict], workloads: Sequence[str], threads: Sequence[int], roof: dict[tuple[int, str, str], float]) -> Table:
+    shown = Table("workload", "threads", "runtime", "tokens/s", "of the limit", "ours / theirs", title="median over rounds (quartiles)")
+    speeds = medians(rounds)
     for workload in workloads:
         for count in threads:
-            ours = medians.get((workload, count, OURS), {})
+            ours = speeds.get((workload, count, OURS), {})
             for name in (OURS, *RIVALS):
-                theirs = medians.get((workload, count, name))
+                theirs = speeds.get((workload, count, name))
                 if not theirs:
                     continue
-                speeds = list(theirs.values())
-                ratios = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
-                share = f"{np.median(speeds) / roof[count, workload]:.0%}"
-                ratio = quartiles(ratios, 2) if ratios and name != OURS else ""
-                shown.add_row(workload, str(count), name, quartiles(speeds, 1), share, ratio)
+                values = list(theirs.values())
+                shares = [
+                    f"{np.median(values) / most:.0%} {limit.partition('_')[0]}"
+                    for (t, w, limit), most in roof.items()
+                    if (t, w) == (count, workload)
+                ]
+                both = ratios(ours, theirs)
+                ratio = quartiles(both, 2) if both and name != OURS else ""
+                shown.add_row(workload, str(count), name, quartiles(values, 1), ", ".join(shares), ratio)
     return shown
+
+
+def read_rounds(path: Path | None, spec: ArchSpec) -> tuple[list[dict], list[dict]]:
+    """Limits and rounds of an earlier run of the same spec; nothing where there is no such file.
+
+    Raises:
+        SystemExit: the file is of another spec.
+    """
+    if path is None or not path.exists():
+        return [], []
+    data = json.loads(path.read_text())
+    if data["spec"] != spec.name:
+        raise SystemExit(f"{path} holds rounds of {data['spec']!r}, not of {spec.name!r}; give another --json")
+    return data["limits"], data["rounds"]
 
 
 def main() -> None:
@@ -153,9 +199,13 @@ def main() -> None:
             print(f"{name} is left out; {reason}")
             continue
         paths[name] = RIVALS[name].prepare(spec, options.models.resolve(), context)
-    roof = limits(spec, workloads, threads)
-    rounds, order = [], random.Random(options.seed)
-    for number in range(options.rounds):
+    limits, rounds = read_rounds(options.json, spec)
+    first = 1 + max((row["round"] for row in rounds), default=-1)
+    for number in range(first, first + options.rounds):
+        order = random.Random(f"{options.seed}.{number}")
+        limits += measured_limits(threads)
+        for row in limits[-3 * len(threads) :]:
+            print(f"limit, {row['threads']} thread(s): {row['limit']} {row['per_second'] / 1e9:.1f} G/s", flush=True)
         for name, count in order.sample(turns := [(name, count) for name in (OURS, *paths) for count in threads], len(turns)):
             others = Others()
             try:
@@ -171,10 +221,9 @@ def main() -> None:
             speeds = ", ".join(f"{workload} {np.median(values):.1f}" for workload, values in samples.items())
             print(f"round {number}, {name}, {count} thread(s): {speeds} (other programs {busy:.0%})", flush=True)
             if options.json:
-                limit = [{"threads": t, "workload": w, "tokens_per_s": value} for (t, w), value in roof.items()]
-                kept = {"spec": spec.name, "machine": platform.processor() or platform.machine(), "limits": limit, "rounds": rounds}
+                kept = {"spec": spec.name, "machine": platform.processor() or platform.machine(), "limits": limits, "rounds": rounds}
                 options.json.write_text(json.dumps(kept, indent=1) + "\n")
-    Console(width=140).print(table(rounds, workloads, threads, roof))
+    Console(width=140).print(table(rounds, workloads, threads, roofs(spec, workloads, limits)))
 
 
 if __name__ == "__main__":

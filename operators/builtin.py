@@ -126,6 +126,10 @@ class Gqa(_Attention):
         return 4 * spec.heads * spec.head_dim * pairs
 
 
+SLACK = 16
+"""A windowed cache has one row beyond the window for so many in it."""
+
+
 class Swa(_Attention):
     spec_type = SwaSpec
     family = "swa"
@@ -138,7 +142,9 @@ class Swa(_Attention):
         _positive("window", spec.window)
 
     def states(self, spec: SwaSpec, dims: ModelDims) -> tuple[StateSpec, ...]:
-        shape = ("batch", spec.kv_heads, spec.window, spec.head_dim)
+        """The window and a sixteenth more: a full buffer makes the runtime move the window, which exactly `window` rows are at
+        every step, and `window + slack` rows once in `slack + 1` steps (docs/operators.md has what that is worth)."""
+        shape = ("batch", spec.kv_heads, spec.window + spec.window // SLACK, spec.head_dim)
         return tuple(StateSpec(name=name, shape=shape, shared=True) for name in ("key", "value"))
 
     def mixing_flops(self, spec: SwaSpec, dims: ModelDims, *, tokens: int, context: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from operators import reference
+from operators.builtin import SLACK
 from operators.costs import QUANT_BLOCK, model_weights
 from operators.graph.model import chain_weights
 from operators.graph.run import Runner
@@ -49,7 +50,7 @@ def check_blocks(
     """Run a chain's prefill and some decode steps and compare with the reference on the same (rounded) weights.
 
     Args:
-        prefill: None for a few tokens, or as many as fill the longest window.
+        prefill: None for a few tokens, or as many as overflow the longest window's buffer.
 
     Returns:
         The RMS error of what the blocks add to their input, relative to its RMS.
@@ -102,9 +103,10 @@ def check_model(
 
 
 def probe_length(blocks: Sequence[BlockSpec]) -> int:
-    """Tokens of prefill: a few, or as many as fill the longest window."""
-    windows = [int(getattr(block.operator, "window", 0)) for block in blocks]
-    return max([PREFILL, *(min(window, LONGEST_WINDOW) + 4 for window in windows)])
+    """Tokens of prefill: a few, or as many as overflow the longest window's buffer, so that it is moved once more while `DECODE` tokens
+    follow (a buffer with `slack` rows beyond its window is moved every `slack + 1` tokens)."""
+    windows = [min(int(getattr(block.operator, "window", 0)), LONGEST_WINDOW) for block in blocks]
+    return max([PREFILL, *(window + window // SLACK + max(4, window // SLACK - 2) for window in windows)])
 
 
 def run_in_steps(runner: Runner, values: np.ndarray, prefill: int) -> np.ndarray:

@@ -27,8 +27,8 @@ def short_conv(graph: GraphBuilder, spec: ShortConvSpec, dims: ModelDims, prefix
 def attention(graph: GraphBuilder, spec: GqaSpec | SwaSpec, dims: ModelDims, prefix: str, x: str, past: tuple[str, ...]) -> Emitted:
     """`GroupQueryAttention` with rotation inside; RMSNorm on q and k before it, since the CPU kernel does not take their weights.
 
-    A window uses the operator's windowed cache: the buffer holds `window` rows whatever the context (docs/operators.md tells
-    what more rows would gain).
+    A window uses the operator's windowed cache: the buffer holds the window and a little more whatever the context, so that it is
+    not moved at every step (`operators.builtin.SLACK`).
     """
     q_size, kv_size = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     projected = graph.linear(x, *(f"{prefix}{name}_proj.weight" for name in "qkv"))

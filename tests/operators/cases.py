@@ -24,6 +24,7 @@ GQA = [
 SWA = [
     OperatorCase(Swa(), SwaSpec(heads=4, kv_heads=2, head_dim=16, window=1), idle=QUERIES_AND_KEYS),
     OperatorCase(Swa(), SwaSpec(heads=4, kv_heads=2, head_dim=16, window=5)),
+    OperatorCase(Swa(), SwaSpec(heads=4, kv_heads=2, head_dim=16, window=16)),  # the narrowest whose cache has slack
     OperatorCase(Swa(), SwaSpec(heads=2, kv_heads=1, head_dim=16, window=64), WIDE),
     OperatorCase(Swa(), SwaSpec(heads=3, kv_heads=3, head_dim=16, window=70)),  # as long as the longest sequence tried
     OperatorCase(Swa(), SwaSpec(heads=4, kv_heads=2, head_dim=16, window=1000)),

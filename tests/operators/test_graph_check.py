@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from operators.builtin import SLACK
 from operators.costs import model_weights
 from operators.graph import GraphBuilder, Runner, chain_weights, check_blocks, check_model, emit, random_weights, write_blocks, write_model
+from operators.graph.check import DECODE, probe_length
 from operators.specs import PRECISIONS, BlockSpec, FfnSpec, GlaSpec, GqaSpec, GraphError, ModelDims, ShortConvSpec, SwaSpec
 
 DIMS = ModelDims(hidden_size=64)
@@ -226,3 +228,12 @@ def test_not_a_number_is_caught(path):
     weights["layers.0.ffn.w2.weight"] = np.full_like(weights["layers.0.ffn.w2.weight"], np.nan)
     write(path, CONV, "fp32", weights=weights)
     caught(path, CONV, "fp32")
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, 64, 100, 256, 512])
+def test_the_probe_overflows_a_windows_buffer_and_has_it_moved_while_decoding(window):
+    """The runtime moves a buffer of `window + slack` rows when it is full, and then every `slack + 1` tokens."""
+    slack = window // SLACK
+    prefill = probe_length([block(replace(SWA, window=window))])
+    assert prefill > window + slack
+    assert any((total - window - slack - 1) % (slack + 1) == 0 for total in range(prefill + 1, prefill + DECODE + 1))
