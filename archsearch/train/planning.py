@@ -12,6 +12,7 @@ from archsearch.data import TokenData
 from archsearch.errors import InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
+from archsearch.train.products import fastest_products
 from archsearch.train.schedule import phases
 from archsearch.train.settings import (
     MICRO_BATCH_TOKENS,
@@ -55,6 +56,7 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         _require_compiler()
     sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype or fastest_dtype(spec.hidden_size, device)
     draft = TrainPlan(
         spec_id=spec.spec_id,
         parameters=parameters,
@@ -83,7 +85,8 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         teacher_top_k=settings.teacher_top_k,
         teacher_temperature=settings.teacher_temperature,
         device=device,
-        dtype=settings.dtype or fastest_dtype(spec.hidden_size, device),
+        dtype=dtype,
+        products=fastest_products(spec.hidden_size, device) if dtype == "fp32" else "blas",
         max_seconds=settings.max_seconds,
     )
     if settings.teacher is not None:

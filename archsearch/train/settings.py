@@ -14,6 +14,7 @@ from archsearch.errors import CheckpointError, InputError
 Schedule = Literal["cosine", "wsd"]
 Dtype = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "muon"]
+Products = Literal["blas", "onednn"]
 
 TOKENS_PER_PARAMETER = 20
 """Default budget, the ratio of Hoffmann et al. (arXiv 2203.15556), unless the text runs out before."""
@@ -143,6 +144,8 @@ class TrainPlan:
     teacher_temperature: float = 1.0
     device: str = "cpu"
     dtype: Dtype = "fp32"
+    products: Products = "blas"
+    """The library that multiplies fp32 matrices: it decides the order of sums, and so the last bits."""
     max_seconds: float | None = None
     """The time budget that `steps` was made from, if there was one."""
     measured_tokens_per_s: float | None = None
