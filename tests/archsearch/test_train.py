@@ -139,6 +139,22 @@ def test_bf16_trains_too(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) 
     assert fastest_dtype(32, "cpu") in ("fp32", "bf16")
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_a_training_multiplies_as_its_plan_says(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    seen: dict[str, Any] = {"forward": [], "backward": []}
+    found = {}
+    for library in ("blas", "onednn"):
+        trainer = Trainer(tiny_spec, data, replace(plan, products=library))
+        ffn = trainer.model.layers[0].ffn
+        ffn.register_forward_hook(lambda *_: seen["forward"].append(torch.get_float32_matmul_precision()))
+        ffn.register_full_backward_hook(lambda *_: seen["backward"].append(torch.get_float32_matmul_precision()))
+        found[library] = [trainer.update() for _ in range(3)]
+    assert seen == {"forward": ["highest"] * 3 + ["medium"] * 3, "backward": ["highest"] * 3 + ["medium"] * 3}
+    for blas, onednn in zip(found["blas"], found["onednn"], strict=True):
+        assert onednn == pytest.approx(blas, rel=1e-4)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("layer", range(4), ids=["short_conv", "swa", "gla", "gqa"])
 def test_the_loss_falls_with_every_operator_alone(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan, layer: int) -> None:
     spec = replace(tiny_spec, layers=(tiny_spec.layers[layer],) * 2)
