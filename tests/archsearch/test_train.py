@@ -51,7 +51,16 @@ from archsearch.train.stops import Spike, SpikeWatch
 from archsearch.train.trainer import Trainer, fastest_dtype
 
 SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8, threads=1
+    tokens=12 * 4 * 32,
+    sequence=32,
+    batch=4,
+    micro_batch=2,
+    evaluations=3,
+    eval_tokens=128,
+    sample_tokens=8,
+    threads=1,
+    dtype="fp32",
+    products="blas",
 )
 
 
@@ -380,10 +389,21 @@ from archsearch.train import TrainSettings, loop, train
 loop.SAVE_SHARE = 1.0
 texts, out, cache, resume = sys.argv[1:]
 settings = TrainSettings(tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8,
-                         threads=1, save_every_seconds=0)
+                         threads=1, dtype="fp32", products="blas", save_every_seconds=0)
 for event in train(ArchSpec.read(cache + "/tiny.toml"), [texts], out, settings=settings, cache_dir=Path(cache), resume=resume == "resume"):
     print(type(event).__name__, flush=True)
 """
+
+
+@pytest.mark.parametrize("precision", [{"dtype": "bf16"}, {"products": "onednn"}], ids=["bf16", "onednn"])
+def test_every_precision_resumes_exactly(precision: dict[str, Any], tiny_spec: ArchSpec, texts: Path, cache: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, **precision)
+    list(train(tiny_spec, [texts], tmp_path / "whole", settings=settings, cache_dir=cache))
+    events = train(tiny_spec, [texts], tmp_path / "cut", settings=settings, cache_dir=cache)
+    next(event for event in events if isinstance(event, Step) and event.step == 7)
+    events.close()
+    list(train(tiny_spec, [texts], tmp_path / "cut", resume=True, cache_dir=cache))
+    assert_same_training(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.slow
@@ -526,6 +546,7 @@ def test_a_resume_with_other_settings_or_texts_is_refused(
         ({"max_spike": -1.0}, "max_spike: must not be negative"),
         ({"optimizer": "sgd"}, "must be adamw or muon"),
         ({"dtype": "fp8"}, "must be fp32 or bf16"),
+        ({"products": "mkl"}, "must be blas or onednn"),
         ({"compile": True, "isolate_documents": True}, "does not go together"),
     ],
 )
