@@ -16,6 +16,9 @@ CHUNK = 512
 """Tokens whose logits exist at once: the vocabulary makes them the largest tensor there is. Fewer would mean more passes over the
 gradient of the head's weight, which every chunk adds to (timed in docs/LOG.md)."""
 
+BLOCK = 1 << 21
+"""Logits whose softmax is taken at once: fp32 values exist for these alone."""
+
 
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore_index: int = -100) -> Tensor:
     """`F.cross_entropy(x @ weight.T, targets)`, the mean in nats over the targets that are not `ignore_index`; zero if there are none.
@@ -32,6 +35,18 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """The cross-entropy of each token in nats, [N], a chunk of logits at a time."""
     parts = zip(torch.split(x_ND, CHUNK), torch.split(targets_N, CHUNK), strict=True)
     return torch.cat([F.cross_entropy(F.linear(x_CD, weight_VD).float(), targets_C, reduction="none") for x_CD, targets_C in parts])
+
+
+def _gradient_(logits_CV: Tensor, target_C1: Tensor, wide: torch.dtype) -> Tensor:
+    """Log-probabilities of the targets, [C, 1]. The logits, which are the largest tensor of a training step, become their gradient."""
+    rows = max(1, BLOCK // logits_CV.shape[1])
+    found = []
+    for logits_rV, target_r1 in zip(torch.split(logits_CV, rows), torch.split(target_C1, rows), strict=True):
+        log_p_rV = F.log_softmax(logits_rV, dim=-1, dtype=wide)
+        found.append(log_p_rV.gather(1, target_r1))
+        grad_rV = log_p_rV.exp_().scatter_add_(1, target_r1, torch.full_like(target_r1, -1, dtype=wide))
+        logits_rV.copy_(grad_rV)
+    return torch.cat(found)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -52,13 +67,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(first, first + CHUNK)
                 x_CD, counted_C1 = x_ND[chunk].to(dtype), counted_N[chunk, None]
                 target_C1 = targets_N[chunk, None].where(counted_C1, 0)
-                log_p_CV = F.log_softmax(F.linear(x_CD, head_VD), dim=-1, dtype=wide)
-                total -= log_p_CV.gather(1, target_C1).where(counted_C1, 0).sum()
-                if not (needs_x or needs_weight):
-                    continue
-                grad_CV = log_p_CV.exp_()  # in place: these are the largest tensors of a training step
-                grad_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=wide))
-                grad_CV = grad_CV.to(dtype)
+                grad_CV = F.linear(x_CD, head_VD)  # logits, for one line more
+                total -= _gradient_(grad_CV, target_C1, wide).where(counted_C1, 0).sum()
                 if grad_x_ND is not None:
                     grad_x_ND[chunk] = (grad_CV @ head_VD).where(counted_C1, 0)
                 if grad_weight_VD is None:

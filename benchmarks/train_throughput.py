@@ -6,10 +6,14 @@ Every variant is a process of its own, for how memory is kept holds for a whole 
 order; whoever waits does nothing. Two updates are not counted. Before anything is timed, all must agree on loss and gradient norm.
 
     archsearch              the trainer as `archsearch train` runs it
+    archsearch, plain       without `operators.functions`, and fp32 products by BLAS: what these two bring
     archsearch, compiled    with --compile
     transformers            loss = model(input_ids, labels=labels), sdpa attention, autocast for bf16, fused AdamW, clipping at norm 1
-    transformers, kept      the same with our `keep_freed_memory`: what is left is the difference of the models
+    transformers, kept      the same with our `keep_freed_memory`
+    transformers, as ours   with that and, in fp32, the library for products that ours takes: what is left is the difference of the models
     transformers, compiled  the same as the first with torch.compile
+
+`--mixer swa` or `gla` puts that operator in place of the convolutions; transformers has no such model.
 
 The peak is the best product of 1024^2 or 2048^2 matrices in that precision, timed in between. FLOPs a token are three times those of the
 forward pass (the backward pass multiplies twice): every matrix, the tied head counted once, and each operator's own arithmetic.
@@ -36,12 +40,17 @@ from archsearch.hf import to_hf_config, to_hf_name
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train.allocator import keep_freed_memory
-from archsearch.train.settings import TrainPlan
+from archsearch.train.products import fastest_products, use_products
+from archsearch.train.settings import Products, TrainPlan
 from archsearch.train.trainer import Trainer
+from operators import functions
 from operators.costs import block_costs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-VARIANTS = ("archsearch", "archsearch, compiled", "transformers", "transformers, kept", "transformers, compiled")
+OURS = ("archsearch", "archsearch, plain", "archsearch, compiled")
+THEIRS = ("transformers", "transformers, kept", "transformers, as ours", "transformers, compiled")
+VARIANTS = OURS + THEIRS
+LIBRARIES: tuple[Products, ...] = ("blas", "onednn")
 WARM_UP = 2
 OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True}
 
@@ -51,8 +60,10 @@ def spec_of(options: argparse.Namespace) -> ArchSpec:
     heads = options.hidden // 64
     gqa = {"kind": "gqa", "heads": heads, "kv_heads": max(1, heads // 2), "head_dim": 64}
     conv = {"kind": "short_conv", "kernel_size": 3}
+    swa, gla = gqa | {"kind": "swa", "window": options.window}, {"kind": "gla", "heads": heads}
+    mixer = {"short_conv": conv, "swa": swa, "gla": gla}[options.mixer]
     ffn = {"intermediate_size": options.ffn}
-    rows = [{"operator": gqa if i in options.attention_at else conv, "ffn": ffn} for i in range(options.layers)]
+    rows = [{"operator": gqa if i in options.attention_at else mixer, "ffn": ffn} for i in range(options.layers)]
     return ArchSpec.from_dict({"name": "throughput", "hidden_size": options.hidden, "vocab_size": options.vocab, "layers": rows})
 
 
@@ -80,13 +91,13 @@ class RandomTokens:
 class Ours:
     """The trainer."""
 
-    def __init__(self, spec: ArchSpec, options: argparse.Namespace, precision: str, *, compiled: bool) -> None:
+    def __init__(self, spec: ArchSpec, options: argparse.Namespace, precision: str, *, compiled: bool, products: Products) -> None:
         many = 1 << 30  # steps, so that the learning rate stays
         plan = TrainPlan(
             spec_id=spec.spec_id, parameters=0, data_fingerprint="", sources=(), text_field="", seed=0, sequence=options.sequence,
             batch=options.batch, micro_batch=options.batch, steps=many, learning_rate=OPTIMIZER["lr"], schedule="wsd", warmup_steps=0,
             decay_steps=1, eval_tokens=1, eval_steps=(), sample_tokens=0, prompts=(), threads=options.threads, dtype=precision,
-            device=options.device, compile=compiled,
+            device=options.device, compile=compiled, products=products,
         )  # fmt: skip
         self.trainer = Trainer(spec, RandomTokens(options), plan)  # type: ignore[arg-type]
 
@@ -97,7 +108,7 @@ class Ours:
 class Theirs:
     """A plain loop around transformers' model, with our initial weights."""
 
-    def __init__(self, spec: ArchSpec, options: argparse.Namespace, precision: str, *, compiled: bool) -> None:
+    def __init__(self, spec: ArchSpec, options: argparse.Namespace, precision: str, *, compiled: bool, products: Products) -> None:
         from transformers import Lfm2Config, Lfm2ForCausalLM
 
         torch.manual_seed(0)  # as in a plan with seed 0
@@ -111,8 +122,13 @@ class Theirs:
         self.call = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **OPTIMIZER)
         self.data, self.step, self.options, self.precision = RandomTokens(options), 0, options, precision
+        self.products: Products = products
 
     def update(self) -> tuple[float, float]:
+        with use_products(self.products):
+            return self._update()
+
+    def _update(self) -> tuple[float, float]:
         ids = torch.from_numpy(self.data.at(self.step)).to(self.options.device)
         # Its own shift drops the last target: labels one longer than the inputs give it the same targets as ours.
         labels = torch.nn.functional.pad(ids[:, 1:], (1, 0), value=-100)
@@ -127,13 +143,14 @@ class Theirs:
 
 
 def peak_flops(precision: str, device: str) -> float:
-    """FLOP/s of the best of some large products."""
+    """FLOP/s of the best of some large products, by either library."""
     best = 0.0
     for size in (1024, 2048) if device == "cpu" else (4096, 8192):
         x, w = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
-        for _ in range(5):
-            start = time.perf_counter()
-            (x @ w.T)[0, 0].item()  # item waits for the device
+        for library in LIBRARIES * 5:
+            with use_products(library):
+                start = time.perf_counter()
+                (x @ w.T)[0, 0].item()  # item waits for the device
             best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
 
@@ -142,10 +159,14 @@ def work(variant: str, precision: str, options: argparse.Namespace, pipe: Connec
     """A process: make an update, or time the peak, whenever the pipe says so."""
     torch.set_num_threads(options.threads)
     spec = spec_of(options)
-    if variant == "transformers, kept":
+    if variant in ("transformers, kept", "transformers, as ours"):
         keep_freed_memory()
+    if variant == "archsearch, plain":
+        functions.by_hand = lambda x: False
     make = Ours if variant.startswith("archsearch") else Theirs
-    runner = make(spec, options, precision, compiled=variant.endswith("compiled"))
+    fast = precision == "fp32" and variant in ("archsearch", "archsearch, compiled", "transformers, as ours")
+    products = fastest_products(options.hidden, options.device) if fast else "blas"
+    runner = make(spec, options, precision, compiled=variant.endswith("compiled"), products=products)
     pipe.send("ready")
     while (order := pipe.recv()) != "end":
         if order == "peak":
@@ -209,6 +230,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--ffn", type=int, default=4352)
+    parser.add_argument("--mixer", choices=("short_conv", "swa", "gla"), default="short_conv")
+    parser.add_argument("--window", type=int, default=64, help="of --mixer swa")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--attention-at", type=int, nargs="+", default=[2, 5, 7])
     parser.add_argument("--batch", type=int, default=4)
@@ -220,6 +243,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     options = parser.parse_args()
+    if options.mixer != "short_conv":
+        options.variants = [variant for variant in options.variants if variant in OURS]
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in LanguageModel(spec_of(options)).parameters())
     for precision in options.precision:
@@ -229,7 +254,7 @@ def main() -> None:
             continue
         print(f"{precision}, {parameters / 1e6:.1f}M parameters, {options.batch} x {options.sequence}, {options.threads} threads", end=", ")
         print(f"{row['gflop_per_token']:.3f} GFLOP a token, peak {row['peak_gflops']:.0f} GFLOP/s")
-        base = row["variants"].get("transformers", row["variants"][options.variants[0]])["tokens_per_s"]
+        base = row["variants"].get("transformers", row["variants"][options.variants[-1]])["tokens_per_s"]
         for variant, one in row["variants"].items():
             low, high = one["quartiles"]
             speed = one["tokens_per_s"]

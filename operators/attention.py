@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from operators import functions
 from operators.documents import Documents
 from operators.norm import RMSNorm
 from operators.specs import GqaSpec, ModelDims, SwaSpec
@@ -28,6 +29,8 @@ def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels (i, i + K/2), as Llama and LFM2 do ("rotate-half")."""
     wide = torch.promote_types(x_BHTK.dtype, torch.float32)
     cos, sin = cos.to(wide), sin.to(wide)
+    if functions.by_hand(x_BHTK):
+        return functions.rotate(x_BHTK, cos, sin)
     first, second = x_BHTK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTK.dtype)
 
@@ -59,9 +62,9 @@ class AttentionModule(nn.Module):
         position = torch.zeros((), dtype=torch.int64, device=x_BTD.device) if state is None else state[2]
         positions = position + torch.arange(T, device=x_BTD.device) if documents is None else documents.position_BT[:, None]
         cos, sin = rotary(positions, self.head_dim, self.theta)
-        q_BHTK = rotate(self.q_layernorm(self._split(self.q_proj(x_BTD))), cos, sin)
-        k_BNSK = rotate(self.k_layernorm(self._split(self.k_proj(x_BTD))), cos, sin)
-        v_BNSK = self._split(self.v_proj(x_BTD))
+        q_BHTK = rotate(self.q_layernorm(self._split(self.q_proj(x_BTD))).transpose(1, 2), cos, sin)
+        k_BNSK = rotate(self.k_layernorm(self._split(self.k_proj(x_BTD))).transpose(1, 2), cos, sin)
+        v_BNSK = self._split(self.v_proj(x_BTD)).transpose(1, 2)
         if state is not None:
             k_BNSK, v_BNSK = torch.cat([state[0], k_BNSK], dim=2), torch.cat([state[1], v_BNSK], dim=2)
         y_BHTK = self._attend(q_BHTK, k_BNSK, v_BNSK, documents)
@@ -73,7 +76,7 @@ class AttentionModule(nn.Module):
 
     def _split(self, x_BTD: Tensor) -> Tensor:
         B, T, _ = x_BTD.shape
-        return x_BTD.view(B, T, -1, self.head_dim).transpose(1, 2)
+        return x_BTD.view(B, T, -1, self.head_dim)
 
     def _attend(self, q_BHTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, documents: Documents | None) -> Tensor:
         T, S = q_BHTK.shape[2], k_BNSK.shape[2]

@@ -60,6 +60,10 @@ def train(
     dtype: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option("--dtype", help="Of matrix products; default: the faster one here, by a short timing.")
     ] = None,
+    products: Annotated[
+        Literal["blas", "onednn"] | None,
+        typer.Option("--products", help="Library that multiplies fp32 matrices; default: the faster one here, by a short timing."),
+    ] = None,
     compile_layers: Annotated[
         bool, typer.Option("--compile", help="torch.compile the layers: half a minute at the start, faster steps after it.")
     ] = False,
@@ -90,6 +94,7 @@ def train(
         isolate_documents=isolate_documents,
         optimizer=optimizer,
         dtype=dtype,
+        products=products,
         compile=compile_layers,
         max_spike=max_spike,
         teacher=teacher,

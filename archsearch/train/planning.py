@@ -12,6 +12,7 @@ from archsearch.data import TokenData
 from archsearch.errors import InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
+from archsearch.train.products import fastest_products, onednn_is_exact
 from archsearch.train.schedule import phases
 from archsearch.train.settings import (
     MICRO_BATCH_TOKENS,
@@ -53,8 +54,11 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         _refuse_leaks(spec)
     if settings.compile:
         _require_compiler()
+    if settings.products == "onednn" and not onednn_is_exact():
+        raise InputError("products: oneDNN would round fp32 matrices to bf16 on this processor; take blas, or --dtype bf16 knowingly")
     sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype or fastest_dtype(spec.hidden_size, device)
     draft = TrainPlan(
         spec_id=spec.spec_id,
         parameters=parameters,
@@ -83,7 +87,8 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         teacher_top_k=settings.teacher_top_k,
         teacher_temperature=settings.teacher_temperature,
         device=device,
-        dtype=settings.dtype or fastest_dtype(spec.hidden_size, device),
+        dtype=dtype,
+        products=settings.products or (fastest_products(spec.hidden_size, device) if dtype == "fp32" else "blas"),
         max_seconds=settings.max_seconds,
     )
     if settings.teacher is not None:

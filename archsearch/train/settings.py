@@ -14,6 +14,7 @@ from archsearch.errors import CheckpointError, InputError
 Schedule = Literal["cosine", "wsd"]
 Dtype = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "muon"]
+Products = Literal["blas", "onednn"]
 
 TOKENS_PER_PARAMETER = 20
 """Default budget, the ratio of Hoffmann et al. (arXiv 2203.15556), unless the text runs out before."""
@@ -48,6 +49,9 @@ class TrainSettings:
     """`muon` is for the hidden matrices only; embedding, norms, biases and convolutions stay with AdamW."""
     dtype: Dtype | None = None
     """Of matrix products; by default bf16 where this machine is measured to multiply faster with it."""
+    products: Products | None = None
+    """The library that multiplies fp32 matrices on a CPU; by default the one that is measured to be faster. Another changes the last
+    bits: name one for the same weights from several trainings."""
     compile: bool = False
     """Compile the layers with torch.compile: a wait at the start, faster updates after it."""
     teacher: str | None = None
@@ -98,6 +102,8 @@ class TrainSettings:
             raise InputError(f"optimizer: must be adamw or muon, got {self.optimizer!r}")
         if self.dtype not in (None, "fp32", "bf16"):
             raise InputError(f"dtype: must be fp32 or bf16, got {self.dtype!r}")
+        if self.products not in (None, "blas", "onednn"):
+            raise InputError(f"products: must be blas or onednn, got {self.products!r}")
         if self.compile and self.isolate_documents:
             raise InputError("compile: does not go together with isolate_documents, whose shapes change with every batch; leave one out")
 
@@ -143,6 +149,8 @@ class TrainPlan:
     teacher_temperature: float = 1.0
     device: str = "cpu"
     dtype: Dtype = "fp32"
+    products: Products = "blas"
+    """The library that multiplies fp32 matrices: it decides the order of sums, and so the last bits."""
     max_seconds: float | None = None
     """The time budget that `steps` was made from, if there was one."""
     measured_tokens_per_s: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from archsearch.spec import ArchSpec
 from archsearch.train.allocator import keep_freed_memory
 from archsearch.train.distillation import TopK, linear_distillation
 from archsearch.train.optimizers import UpdateRule
+from archsearch.train.products import use_products
 from archsearch.train.schedule import learning_rate
 from archsearch.train.settings import Dtype, TrainPlan
 from archsearch.train.stops import NonFinite, SpikeWatch
@@ -65,7 +66,7 @@ class Trainer:
         ids_BT = self.batches.at(self.step)
         self.model.train()
         self.optimizer.zero_grad()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), use_products(plan.products):
             torch.manual_seed(plan.seed * 1_000_003 + self.step)
             loss = self._backward(torch.from_numpy(ids_BT).to(plan.device))
         if not math.isfinite(loss):
@@ -74,7 +75,8 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.grad_clip))
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient norm is {norm}", ids_BT)
-        self.optimizer.step(learning_rate(plan, self.step))
+        with use_products(plan.products):  # Muon multiplies matrices, too
+            self.optimizer.step(learning_rate(plan, self.step))
         self.spikes.add(loss)
         self.step += 1
         return loss, norm
@@ -156,9 +158,9 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def autocast(plan: TrainPlan) -> AbstractContextManager[object]:
-    """bf16 matrix products where the plan says so; the weights stay fp32."""
+    """bf16 matrix products where the plan says so, else fp32 ones by the plan's library; the weights stay fp32."""
     if plan.dtype == "fp32":
-        return nullcontext()
+        return use_products(plan.products)
     return torch.autocast(torch.device(plan.device).type, dtype=torch.bfloat16)
 
 

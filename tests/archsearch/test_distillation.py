@@ -29,7 +29,16 @@ from operators.documents import Documents
 transformers = pytest.importorskip("transformers")
 
 SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=2, eval_tokens=2048, sample_tokens=0, threads=1
+    tokens=12 * 4 * 32,
+    sequence=32,
+    batch=4,
+    micro_batch=2,
+    evaluations=2,
+    eval_tokens=2048,
+    sample_tokens=0,
+    threads=1,
+    dtype="fp32",
+    products="blas",
 )
 
 

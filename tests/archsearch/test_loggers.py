@@ -15,7 +15,16 @@ from archsearch.train import Evaluated, Step, TrainSettings, read_metrics, train
 from archsearch.train.loggers import open_logger, scalars
 
 SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=0, threads=1
+    tokens=12 * 4 * 32,
+    sequence=32,
+    batch=4,
+    micro_batch=2,
+    evaluations=3,
+    eval_tokens=128,
+    sample_tokens=0,
+    threads=1,
+    dtype="fp32",
+    products="blas",
 )
 
 

@@ -26,7 +26,16 @@ from archsearch.train.evaluate import evaluate
 from archsearch.train.planning import make_plan
 
 SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8, threads=1
+    tokens=12 * 4 * 32,
+    sequence=32,
+    batch=4,
+    micro_batch=2,
+    evaluations=3,
+    eval_tokens=128,
+    sample_tokens=8,
+    threads=1,
+    dtype="fp32",
+    products="blas",
 )
 
 

@@ -45,12 +45,22 @@ from archsearch.train.interrupt import uninterrupted
 from archsearch.train.muon import MuonFp32
 from archsearch.train.planning import make_plan
 from archsearch.train.position import read_position
+from archsearch.train.products import onednn_is_exact
 from archsearch.train.schedule import learning_rate, phases
 from archsearch.train.stops import Spike, SpikeWatch
 from archsearch.train.trainer import Trainer, fastest_dtype
 
 SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8, threads=1
+    tokens=12 * 4 * 32,
+    sequence=32,
+    batch=4,
+    micro_batch=2,
+    evaluations=3,
+    eval_tokens=128,
+    sample_tokens=8,
+    threads=1,
+    dtype="fp32",
+    products="blas",
 )
 
 
@@ -137,6 +147,24 @@ def test_bf16_trains_too(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) 
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
     assert losses["bf16"] != losses["fp32"]
     assert fastest_dtype(32, "cpu") in ("fp32", "bf16")
+
+
+@pytest.mark.skipif(not onednn_is_exact(), reason="oneDNN rounds fp32 matrices to bf16 on this processor")
+def test_a_training_multiplies_as_its_plan_says(tiny_spec: ArchSpec, data: TokenData, plan: TrainPlan) -> None:
+    """Forward and backward; the numbers are the same to fp32's rounding."""
+    found = {}
+    for library, expected in (("blas", "highest"), ("onednn", "medium")):
+        trainer = Trainer(tiny_spec, data, replace(plan, products=library))
+        seen: list[str] = []
+        ffn = trainer.model.layers[0].ffn
+        ffn.register_forward_hook(lambda *_, seen=seen: seen.append(torch.get_float32_matmul_precision()))
+        ffn.register_full_backward_hook(lambda *_, seen=seen: seen.append(torch.get_float32_matmul_precision()))
+        found[library] = [trainer.update() for _ in range(3)]
+        assert seen == [expected] * len(seen)
+        assert len(seen) == 2 * 3 * (plan.batch // plan.micro_batch)
+        assert torch.get_float32_matmul_precision() == "highest"
+    for blas, onednn in zip(found["blas"], found["onednn"], strict=True):
+        assert onednn == pytest.approx(blas, rel=1e-4)
 
 
 @pytest.mark.parametrize("layer", range(4), ids=["short_conv", "swa", "gla", "gqa"])
@@ -363,10 +391,21 @@ from archsearch.train import TrainSettings, loop, train
 loop.SAVE_SHARE = 1.0
 texts, out, cache, resume = sys.argv[1:]
 settings = TrainSettings(tokens=12 * 4 * 32, sequence=32, batch=4, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8,
-                         threads=1, save_every_seconds=0)
+                         threads=1, dtype="fp32", products="blas", save_every_seconds=0)
 for event in train(ArchSpec.read(cache + "/tiny.toml"), [texts], out, settings=settings, cache_dir=Path(cache), resume=resume == "resume"):
     print(type(event).__name__, flush=True)
 """
+
+
+@pytest.mark.parametrize("precision", [{"dtype": "bf16"}, {"products": "onednn"}], ids=["bf16", "onednn"])
+def test_every_precision_resumes_exactly(precision: dict[str, Any], tiny_spec: ArchSpec, texts: Path, cache: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, **precision)
+    list(train(tiny_spec, [texts], tmp_path / "whole", settings=settings, cache_dir=cache))
+    events = train(tiny_spec, [texts], tmp_path / "cut", settings=settings, cache_dir=cache)
+    next(event for event in events if isinstance(event, Step) and event.step == 7)
+    events.close()
+    list(train(tiny_spec, [texts], tmp_path / "cut", resume=True, cache_dir=cache))
+    assert_same_training(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.slow
@@ -509,6 +548,7 @@ def test_a_resume_with_other_settings_or_texts_is_refused(
         ({"max_spike": -1.0}, "max_spike: must not be negative"),
         ({"optimizer": "sgd"}, "must be adamw or muon"),
         ({"dtype": "fp8"}, "must be fp32 or bf16"),
+        ({"products": "mkl"}, "must be blas or onednn"),
         ({"compile": True, "isolate_documents": True}, "does not go together"),
     ],
 )
