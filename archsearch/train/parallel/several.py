@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -75,7 +76,9 @@ class Several(Team):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and torch.cuda.device_count() < launch.local_size:
             raise InputError(f"{launch.local_size} processes on a node with {torch.cuda.device_count()} GPUs; start one a GPU")
-        self._fabric = Fabric(accelerator=device, devices=launch.local_size, num_nodes=nodes, strategy=strategy)
+        self._fabric = Fabric(
+            accelerator=device, devices=launch.local_size, num_nodes=nodes, strategy=strategy, plugins=[TorchElasticEnvironment()]
+        )
         self._fabric.launch()
         self._control = dist.new_group(backend="gloo", timeout=WAIT)
         Several.current = self
