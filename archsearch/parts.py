@@ -36,11 +36,12 @@ def save_part(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> list[Pa
     Raises:
         OSError: some process cannot write.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     try:
-        dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # no Exception, and as long as all tracebacks of all processes together
         raise next(iter(error.failures.values()))[0] from error
     return list(folder.glob(f"shard-{rank + 1:05}-*"))
@@ -53,25 +54,30 @@ def load_parts(tensors: Mapping[str, Tensor], folder: Path) -> None:
         KeyError: the files lack a tensor; the key is its name.
         ValueError: a tensor has another shape in the files.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    kept = reader.read_metadata().state_dict_metadata
+    kept = _kept(folder)
     for name, tensor in tensors.items():
-        if name not in kept:
-            raise KeyError(name)
-        if tuple(kept[name].size) != tuple(tensor.shape):
-            raise ValueError(f"{name} is {tuple(kept[name].size)}, not {tuple(tensor.shape)}")
+        if kept[name][0] != tuple(tensor.shape):
+            raise ValueError(f"{name} is {kept[name][0]}, not {tuple(tensor.shape)}")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what no_dist means
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def read_parts(folder: Path) -> dict[str, Tensor]:
     """All tensors in a folder of such files, put together."""
-    import torch.distributed.checkpoint as dcp
-
-    kept = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(tuple(entry.size), dtype=entry.properties.dtype) for name, entry in kept.items()}
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in _kept(folder).items()}
     load_parts(tensors, folder)
     return tensors
+
+
+def _kept(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """(shape, dtype) of the tensors that the files hold parts of."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    entries = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in tensors.items()}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,7 +48,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             self.model = LanguageModel(spec)
-        self.objective = team.setup(Objective(self.model, plan), plan)
+        self.objective: Any = team.setup(Objective(self.model, plan), plan)
         self.parameters = dict(self.model.named_parameters())
         self.lessons: Lessons | None = None
         if plan.teacher is not None:

@@ -175,7 +175,7 @@ def test_a_training_that_lost_a_process_resumes_to_the_same_bits(
     assert left.error[1].startswith("another process of this training has ended, or the network to it broke (")
     assert left.error[1].endswith("; its own output says why; go on from the last checkpoint with --resume")
     assert Checkpoint.open(out).step == (fault.step if isinstance(fault, Kill) else fault.step - 1)
-    assert (out / INCOMING).exists() == isinstance(fault, KillInSave)
+    assert (out / INCOMING).exists() == (isinstance(fault, KillInSave) and fault.rank == 0), "who writes also cleans up, if it can"
     assert_well(train_in(2, replace(job, resume=True, faults=[in_float64])))
     assert_same_bits(whole[kind, 2], out)
     assert not (out / INCOMING).exists()

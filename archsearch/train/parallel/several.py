@@ -21,8 +21,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -92,7 +93,7 @@ class Several(Team):
 
     # --- the model and its gradients ---
 
-    def setup(self, objective: nn.Module, plan: TrainPlan) -> nn.Module:
+    def setup(self, objective: nn.Module, plan: TrainPlan) -> Any:
         self._plan = plan
         module = self._fabric.setup_module(objective)
         if self.kind == "ddp":
@@ -212,7 +213,7 @@ class Several(Team):
             "go on from the last checkpoint with --resume"
         )
         try:
-            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
+            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))  # type: ignore[attr-defined]
             told = store.add(f"{TOLD}/{self._launch.restarts}", 1) > 1
         except (RuntimeError, KeyError, ValueError):  # the store went with the lost process
             told = False
@@ -225,7 +226,9 @@ def outlast_first(seconds: float = 10) -> None:
     if team is None or team.first:
         return
     with suppress(RuntimeError):  # its connection closes, or it takes too long
-        dist.irecv(torch.zeros(1), src=0, group=team._control).wait(timedelta(seconds=seconds))
+        word = dist.irecv(torch.zeros(1), src=0, group=team._control)
+        assert word is not None
+        word.wait(timedelta(seconds=seconds))
 
 
 def _is_loss(error: BaseException) -> bool:

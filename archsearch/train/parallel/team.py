@@ -54,8 +54,8 @@ class Team:
 
     # --- the model and its gradients ---
 
-    def setup(self, objective: nn.Module, plan: TrainPlan) -> nn.Module:
-        """The objective on its device, wrapped so that a backward pass leaves the mean gradient of all processes."""
+    def setup(self, objective: nn.Module, plan: TrainPlan) -> Any:
+        """The objective on its device, to be called as before; a backward pass leaves the mean gradient of all processes."""
         return objective.to(plan.device)
 
     def adding_up(self, objective: nn.Module, *, last: bool) -> AbstractContextManager[object]:
