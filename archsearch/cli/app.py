@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -95,6 +96,7 @@ def _run(arguments: list[str]) -> int:
         return _end(arguments, _interrupted(arguments), 1)
     except Exception as error:
         if _is_usage_error(error):
+            _wait_for_first()
             error.show()  # type: ignore[attr-defined]
             return 2
         if isinstance(error, typer.Abort):
@@ -155,8 +157,16 @@ def _rank() -> int | None:
     return int(os.environ["RANK"]) if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "").isdigit() else None
 
 
+def _wait_for_first() -> None:
+    """Before several processes are connected, what is wrong is most often wrong for all: torchrun ends this one as soon as the first
+    has said so, and it speaks only if that does not happen."""
+    if _rank() and "archsearch.train.parallel.several" not in sys.modules:
+        time.sleep(2)
+
+
 def _end(arguments: list[str], message: str, status: int, *, error: BaseException | None = None) -> int:
     rank = _rank()
+    _wait_for_first()
     typer.secho(f"error in process {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
     typer.echo(message, err=True)
     if "--json" in arguments and not rank:
