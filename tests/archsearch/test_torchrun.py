@@ -29,6 +29,7 @@ def command(tiny_spec: ArchSpec, texts: Path, tmp_path: Path, monkeypatch: pytes
     """All of the line but torchrun's options."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "300")
     tiny_spec.write(tmp_path / "tiny.toml")
     where = ["train", str(tmp_path / "tiny.toml"), "--data", str(texts), "--out", str(tmp_path / "out")]
     return ["-m", "archsearch", *where, "--tokens", str(STEPS * 4 * 32), "--batch", "4", "--sequence", "32", "--dtype", "fp32"]
