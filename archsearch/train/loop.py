@@ -82,7 +82,7 @@ def train(
     team = open_team(settings.parallel, count_parameters(spec), settings.optimizer)
     with team.one_voice():
         with team.together():
-            opening = open_training(spec, text, out, settings, team, resume=resume, began=began)
+            opening = open_training(spec, text, out, settings, team, resume=resume)
         with threads(opening.plan.threads), team.listening():
             session = _Session(spec, opening, out, settings, cache_dir, began, team)
             if opening.checkpoint:

@@ -43,20 +43,19 @@ class Opening:
     checkpoint: Checkpoint | None = None
 
 
-def open_training(
-    spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, team: Team, *, resume: bool, began: float
-) -> Opening:
+def open_training(spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, team: Team, *, resume: bool) -> Opening:
     """All processes of a team come here; the first one reads and tokenises first, so that the others find its tokens in the cache.
 
     Raises:
         InputError, CheckpointError, RunError: as `train`.
     """
-    opening = _resumed(spec, text, out, settings, team) if resume else _begun(spec, text, out, settings, team, began)
+    opening = _resumed(spec, text, out, settings, team) if resume else _begun(spec, text, out, settings, team)
     team.check(opening.plan)
     return opening
 
 
-def _begun(spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, team: Team, began: float) -> Opening:
+def _begun(spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, team: Team) -> Opening:
+    began = time.monotonic()
     if team.first:
         _refuse_occupied(out, spec)
     tokenizer = text.tokenizer
