@@ -75,7 +75,7 @@ def test_ctrl_c_saves_once_and_what_it_leaves_can_be_used(command: list[str], tm
     assert 3 <= opened.step == steps(out) < STEPS
     assert len(opened.parts) == 2
     exported = call("export", out, "--to", "onnx", "--out", tmp_path / "exported")
-    assert exported.code == 0, exported.stderr
+    assert exported.status == 0, exported.err
     with torchrun([*command, "--resume"]) as process:
         output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output

@@ -77,12 +77,25 @@ class Several(Team):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and torch.cuda.device_count() < launch.local_size:
             raise InputError(f"{launch.local_size} processes on a node with {torch.cuda.device_count()} GPUs; start one a GPU")
+        if launch.restarts:
+            self._start_again(device)
         self._fabric = Fabric(
             accelerator=device, devices=launch.local_size, num_nodes=nodes, strategy=strategy, plugins=[TorchElasticEnvironment()]
         )
         self._fabric.launch()
         self._control = dist.new_group(backend="gloo", timeout=WAIT)
         Several.current = self
+
+    def _start_again(self, device: str) -> None:
+        """Connect under names of this start's own, before Fabric does it: the store that torchrun keeps from one start to the next still
+        holds the addresses of processes that are gone (torch 2.13, c10d rendezvous)."""
+        agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = _store(is_master=self.first and not agents)
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "nccl" if device == "cuda" else "gloo"
+        own = dist.PrefixStore(f"start-{self._launch.restarts}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=own, rank=self.rank, world_size=self.size)
 
     def check(self, plan: TrainPlan) -> None:
         super().check(plan)
@@ -176,10 +189,14 @@ class Several(Team):
             yield
             return
         before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        lost = False
         try:
             yield
+        except Exception as error:
+            lost = _is_loss(error)  # torchrun's SIGTERM is on its way, and must not come before the word of what has happened
+            raise
         finally:
-            for number, handler in before.items():
+            for number, handler in () if lost else before.items():
                 signal.signal(number, handler)
 
     def _ask_to_stop(self, *_: object) -> None:
@@ -213,8 +230,7 @@ class Several(Team):
             "go on from the last checkpoint with --resume"
         )
         try:
-            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))  # type: ignore[attr-defined]
-            told = store.add(f"{TOLD}/{self._launch.restarts}", 1) > 1
+            told = _store(seconds=5).add(f"{TOLD}/{self._launch.restarts}", 1) > 1
         except (RuntimeError, KeyError, ValueError):  # the store went with the lost process
             told = False
         return ToldElsewhere(message) if told else RunError(message)
@@ -229,6 +245,12 @@ def outlast_first(seconds: float = 10) -> None:
         word = dist.irecv(torch.zeros(1), src=0, group=team._control)
         assert word is not None
         word.wait(timedelta(seconds=seconds))
+
+
+def _store(*, is_master: bool = False, seconds: float = 300) -> Any:
+    """The store that torchrun names in the environment."""
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(*where, is_master=is_master, timeout=timedelta(seconds=seconds))  # type: ignore[attr-defined]
 
 
 def _is_loss(error: BaseException) -> bool:
