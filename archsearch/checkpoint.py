@@ -3,9 +3,12 @@
     model.safetensors      weights, fp32, named as in the published LFM2 checkpoints
     spec.toml              the architecture
     tokenizer.json
-    optimizer.safetensors  AdamW's moments           } what only a resume needs
+    optimizer.safetensors  the moments               } what only a resume needs
     trainer.json           plan, position, results   }
     checkpoint.json        the manifest: step, and size and SHA-256 of every file above
+
+While several processes train a model that each holds a part of, weights and moments lie in one file a process
+(`archsearch.parts`) in place of model.safetensors and optimizer.safetensors; the last save has whole ones.
 
 A save writes all of it into `.incoming/`, flushes it to disk and renames that to `.complete/`: from then on the new
 checkpoint stands. Its files then move up one by one, the manifest last. A reader who finds `.complete/` takes each
@@ -18,7 +21,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -41,16 +46,24 @@ SPEC = "spec.toml"
 TOKENIZER = "tokenizer.json"
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
-NEEDED = (MODEL, SPEC, TOKENIZER)
+NEEDED = (SPEC, TOKENIZER)
+PARTS = "shard-"
+"""What names of files of a part begin with, as torch gives them."""
 
 INCOMING = ".incoming"
 COMPLETE = ".complete"
 
 
-class _File(BaseModel):
+class FileSum(BaseModel):
+    """What a manifest says of a file."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @classmethod
+    def of(cls, path: Path) -> FileSum:
+        return cls(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
 class _Manifest(BaseModel):
@@ -59,7 +72,7 @@ class _Manifest(BaseModel):
     version: str
     spec_id: str
     step: Annotated[int, Field(ge=0)]
-    files: dict[str, _File]
+    files: dict[str, FileSum]
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ class Checkpoint:
         for name in NEEDED:
             if name not in manifest.files:
                 raise CheckpointError(f"{path / MANIFEST}: lists no {name}; {WAY_OUT}")
+        if MODEL not in manifest.files and not any(name.startswith(PARTS) for name in manifest.files):
+            raise CheckpointError(f"{path / MANIFEST}: lists no {MODEL}; {WAY_OUT}")
         try:
             spec = ArchSpec.read(_checked(path, manifest, SPEC))
         except CheckpointError:
@@ -113,7 +128,34 @@ class Checkpoint:
         Raises:
             CheckpointError: as `file`.
         """
-        return read_tensors(self.file(MODEL))
+        if not self.parts:
+            return read_tensors(self.file(MODEL))
+        from archsearch.parts import read_parts
+
+        with self.parts_folder(self.parts) as folder:
+            return {name: tensor.numpy() for name, tensor in read_parts(folder).items() if "/" not in name}  # with one it is a moment
+
+    @property
+    def parts(self) -> list[str]:
+        """The files that hold a part of weights and moments each; none where they are whole."""
+        return sorted(name for name in self._manifest.files if name.startswith(PARTS))
+
+    @contextmanager
+    def parts_folder(self, checked: Sequence[str]) -> Iterator[Path]:
+        """A folder of the parts alone, wherever they lie.
+
+        Args:
+            checked: the files whose size and hash are checked first; processes that read together may share this out.
+
+        Raises:
+            CheckpointError: as `file`.
+        """
+        for name in checked:
+            self.file(name)
+        with tempfile.TemporaryDirectory(prefix="archsearch-") as folder:
+            for name in self.parts:
+                (Path(folder) / name).symlink_to(_place(self.path, name).absolute())
+            yield Path(folder)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with.
@@ -152,11 +194,12 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise CheckpointError(f"{path}: is no readable safetensors file: {error}; {WAY_OUT}") from error
 
 
-def save_checkpoint(path: Path, spec: ArchSpec, step: int, write: Callable[[Path], None]) -> None:
+def save_checkpoint(path: Path, spec: ArchSpec, step: int, write: Callable[[Path], Mapping[str, FileSum] | None]) -> None:
     """Replace the checkpoint in `path`, so that a crash at any moment leaves the old or the new one.
 
     Args:
-        write: puts every file but spec and manifest into the folder it is given.
+        write: puts every file but spec and manifest into the folder it is given; says what it knows of files that other processes
+            have written and flushed to disk.
 
     Raises:
         RunError: the disk is full or cannot be written; the old checkpoint is untouched.
@@ -170,17 +213,20 @@ def save_checkpoint(path: Path, spec: ArchSpec, step: int, write: Callable[[Path
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()
         spec.write(incoming / SPEC)
-        write(incoming)
+        known = write(incoming) or {}
         for file in incoming.iterdir():
             file.chmod((incoming / SPEC).stat().st_mode)  # safetensors makes its files unreadable for others
-        files = {file.name: _File(bytes=file.stat().st_size, sha256=_sha256(file)) for file in sorted(incoming.iterdir())}
+        files = {file.name: known.get(file.name) or FileSum.of(file) for file in sorted(incoming.iterdir())}
         manifest = _Manifest(format=FORMAT, version=__version__, spec_id=spec.spec_id, step=step, files=files)
         (incoming / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-        for file in (*incoming.iterdir(), incoming):
+        for file in (*(file for file in incoming.iterdir() if file.name not in known), incoming):
             _flush(file)
         incoming.rename(complete)
         _flush(path)
         _move_up(path)
+        for file in path.iterdir():  # what a save by more processes, or by fewer, has left
+            if (file.name.startswith(PARTS) or file.name in (MODEL, OPTIMIZER)) and file.name not in files:
+                file.unlink()
     except Exception as error:  # safetensors reports a full disk with an error of its own
         shutil.rmtree(incoming, ignore_errors=True)
         if isinstance(error, ArchsearchError):
@@ -222,9 +268,7 @@ def _read_manifest(path: Path) -> _Manifest:
 
 
 def _checked(path: Path, manifest: _Manifest, name: str) -> Path:
-    file = path / COMPLETE / name
-    if not file.is_file():
-        file = path / name
+    file = _place(path, name)
     expected = manifest.files[name]
     try:
         size = file.stat().st_size
@@ -237,6 +281,12 @@ def _checked(path: Path, manifest: _Manifest, name: str) -> Path:
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}; {WAY_OUT}") from error
     return file
+
+
+def _place(path: Path, name: str) -> Path:
+    """Where a file of the checkpoint lies: not moved up yet, or moved."""
+    waiting = path / COMPLETE / name
+    return waiting if waiting.is_file() else path / name
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ ArchsearchError
 │   ├── CheckpointError      a checkpoint that is incomplete or corrupt
 │   ├── MissingMeasurement   a prediction needs a block or workload that the table lacks
 │   └── ParityError          an exported model does not compute what the trained one does
+├── ToldElsewhere            another process of the same training tells the user
 └── (errors of the leaf packages are turned into these at the command line)
 """
 
@@ -76,3 +77,11 @@ class MissingMeasurement(RunError):
 
 class ParityError(RunError):
     """An exported model's outputs are not those of the trained one."""
+
+
+class ToldElsewhere(ArchsearchError):
+    """What ended this process ended others too, and the first of them tells the user."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written: {error.strerror}; free some space or choose another place") from error
+
+
+def await_folder(path: Path, seconds: float = 60) -> None:
+    """Wait until a folder that another process has made is seen from here: a network file system may take a while to show it.
+
+    Raises:
+        RunError: it does not appear.
+    """
+    deadline = time.monotonic() + seconds
+    while not path.is_dir():
+        if time.monotonic() > deadline:
+            raise RunError(f"{path}: is not seen from {socket.gethostname()}; --out must lie in a folder that all nodes share")
+        time.sleep(0.2)
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archsearch.cross_entropy import linear_cross_entropy
+from archsearch.cross_entropy import linear_cross_entropy, token_losses
 from archsearch.spec import ArchSpec
 from operators.block import Block, State
 from operators.documents import Documents
@@ -89,6 +89,11 @@ class LanguageModel(nn.Module):
         """
         x_BTD, _ = self.hidden(ids_BT, documents=documents)
         return linear_cross_entropy(x_BTD.flatten(0, 1), self.head_weight_VD, targets_BT.flatten(), ignore_index)
+
+    def token_losses(self, ids_BT: Tensor, targets_BT: Tensor, documents: Documents | None = None) -> Tensor:
+        """The cross-entropy of every target in nats, [B, T]; `documents` as in `hidden`."""
+        x_BTD, _ = self.hidden(ids_BT, documents=documents)
+        return token_losses(x_BTD.flatten(0, 1), self.head_weight_VD, targets_BT.flatten()).view_as(targets_BT)
 
     @torch.inference_mode()
     def stream(

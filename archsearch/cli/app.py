@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -51,6 +52,8 @@ def _main(
         typer.echo(f"archsearch {__version__}")
         raise typer.Exit
     Settings.debug = debug
+    if _rank() is not None and context.invoked_subcommand != "train":
+        raise typer.BadParameter(f"only `archsearch train` can be started by torchrun, not `{context.invoked_subcommand}`")
     if allow_emulated:
         from archsearch.emulated import allowed
 
@@ -88,9 +91,12 @@ def _run(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
+        if _rank():
+            return 1
         return _end(arguments, _interrupted(arguments), 1)
     except Exception as error:
         if _is_usage_error(error):
+            _wait_for_first()
             error.show()  # type: ignore[attr-defined]
             return 2
         if isinstance(error, typer.Abort):
@@ -99,6 +105,11 @@ def _run(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
+        if type(error).__name__ == "ToldElsewhere":
+            from archsearch.train.parallel.several import outlast_first
+
+            outlast_first()
+            return error.exit_code  # type: ignore[attr-defined, no-any-return]
         known = _explain(error)
         if known is None:
             if not Settings.debug:
@@ -141,10 +152,24 @@ def _explain(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def _rank() -> int | None:
+    """Which of several processes this is, as torchrun says; None where it is one alone."""
+    return int(os.environ["RANK"]) if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "").isdigit() else None
+
+
+def _wait_for_first() -> None:
+    """Before several processes are connected, what is wrong is most often wrong for all: torchrun ends this one as soon as the first
+    has said so, and it speaks only if that does not happen."""
+    if _rank() and "archsearch.train.parallel.several" not in sys.modules:
+        time.sleep(2)
+
+
 def _end(arguments: list[str], message: str, status: int, *, error: BaseException | None = None) -> int:
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    rank = _rank()
+    _wait_for_first()
+    typer.secho(f"error in process {rank}: " if rank else "error: ", fg="red", bold=True, err=True, nl=False)
     typer.echo(message, err=True)
-    if "--json" in arguments:
+    if "--json" in arguments and not rank:
         details = {key: str(value) for key in ("path", "field") if (value := getattr(error, key, None))}
         print_json({"error": {"message": message, **details}})
     return status

@@ -142,7 +142,8 @@ def show(bar: Bar, event: Any) -> None:
             bar.last_step = event.plan.last_step  # type: ignore[attr-defined]
             how = f"goes on at step {event.step}" if event.resumed else "starts"
             plan = event.plan
-            bar.say(f"{how}: {plan.tokens:,} tokens in {plan.last_step:,} steps of {plan.batch} x {plan.sequence}")
+            among = f", {event.processes} processes ({event.parallel})" if event.parallel else ""
+            bar.say(f"{how}: {plan.tokens:,} tokens in {plan.last_step:,} steps of {plan.batch} x {plan.sequence}{among}")
         case "Cut":
             bar.last_step = event.last_step  # type: ignore[attr-defined]
             bar.say(f"the machine is slower than planned for: {event.last_step:,} steps in place of {event.planned:,}")

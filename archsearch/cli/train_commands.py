@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,16 +74,26 @@ def train(
     isolate_documents: Annotated[
         bool, typer.Option("--isolate-documents", help="Keep documents that share a sequence from seeing each other.")
     ] = False,
+    parallel: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        typer.Option("--parallel", help="Under torchrun: each process holds the model (ddp), or a part of it (fsdp); docs/cluster.md."),
+    ] = "auto",
     json_output: JsonOption = False,
 ) -> None:
-    """Train a spec on text; Ctrl-C saves, --resume goes on to the very same weights."""
+    """Train a spec on text; Ctrl-C saves, --resume goes on to the very same weights. On several devices: torchrun."""
+    from archsearch.checkpoint import is_checkpoint
     from archsearch.cli.progress import show, stage
     from archsearch.data import read_tokenizer
     from archsearch.spec import ArchSpec
     from archsearch.train import Finished, Sampled, TrainSettings
     from archsearch.train import train as run_training
     from archsearch.train.loggers import open_logger
+    from archsearch.train.parallel import launched
 
+    launch = launched()
+    first = launch is None or launch.rank == 0  # of several processes one shows what all do
+    if launch is not None and launch.restarts:
+        resume = resume or is_checkpoint(out)  # torchrun has started this very line again
     spec = ArchSpec.read(path)
     settings = TrainSettings(
         tokens=tokens,
@@ -102,13 +113,14 @@ def train(
         teacher_top_k=teacher_top_k,
         teacher_temperature=teacher_temperature,
         cache_teacher=cache_teacher,
+        parallel=parallel,
     )
     given = None if tokenizer is None else read_tokenizer(tokenizer, vocab_size=spec.vocab_size)
-    loggers = [open_logger(name, out) for name in log or ()]
+    loggers = [open_logger(name, out) for name in log or ()] if first else []
     finished: Finished | None = None
     samples: Any = ()
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(stage("train", bar_width=6))
+        bar = stack.enter_context(stage("train", bar_width=6)) if first else None
         for logger in loggers:
             stack.callback(logger.close)
         events = run_training(
@@ -119,10 +131,11 @@ def train(
             resume=resume,
             text_field=text_field,
             tokenizer=given,
-            progress=lambda event: show(bar, event),
+            progress=None if bar is None else partial(show, bar),
         )
         for event in events:
-            show(bar, event)
+            if bar is not None:
+                show(bar, event)
             for logger in loggers:
                 logger.log(event)
             match event:
@@ -131,6 +144,8 @@ def train(
                 case Sampled():
                     samples = event.samples
     assert finished is not None
+    if not first:
+        return
     if json_output:
         print_json(
             {

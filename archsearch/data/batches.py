@@ -18,11 +18,16 @@ from archsearch.errors import InputError
 
 ROUND = 1000
 """Windows of a round of a mixture: shares are exact to a thousandth."""
+ALL = slice(None)
 
 
 class BatchSource(Protocol):
-    def at(self, step: int) -> npt.NDArray[np.int64]:
-        """Token ids of a step, [B, T + 1]: inputs are all but the last column, targets all but the first."""
+    def at(self, step: int, rows: slice = ALL) -> npt.NDArray[np.int64]:
+        """Token ids of a step, [B, T + 1]: inputs are all but the last column, targets all but the first.
+
+        Args:
+            rows: which sequences of the step's batch; by default all.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ class Batches:
         """Windows of one epoch: the same number whatever its offset."""
         return (len(self.stream) - self.sequence) // self.sequence
 
-    def at(self, step: int) -> npt.NDArray[np.int64]:
-        """Token ids of a step, [B, T + 1]: inputs are all but the last column, targets all but the first."""
-        windows = [self.window(step * self.batch + i) for i in range(self.batch)]
+    def at(self, step: int, rows: slice = ALL) -> npt.NDArray[np.int64]:
+        """Token ids of a step, as `BatchSource.at`."""
+        windows = [self.window(step * self.batch + i) for i in range(self.batch)[rows]]
         return np.stack(windows).astype(np.int64)
 
     def window(self, number: int) -> Tokens:
@@ -79,9 +84,9 @@ class MixedBatches:
     batch: int
     seed: int = 0
 
-    def at(self, step: int) -> npt.NDArray[np.int64]:
-        """Token ids of a step, [B, T + 1], as `Batches.at`."""
-        windows = [self._window(step * self.batch + i) for i in range(self.batch)]
+    def at(self, step: int, rows: slice = ALL) -> npt.NDArray[np.int64]:
+        """Token ids of a step, as `BatchSource.at`."""
+        windows = [self._window(step * self.batch + i) for i in range(self.batch)[rows]]
         return np.stack(windows).astype(np.int64)
 
     def _window(self, number: int) -> Tokens:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archsearch.train.settings import TrainPlan
+from archsearch.train.settings import Kind, TrainPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The first event. `step` is above 0 when a training goes on."""
+    """The first event. `step` is above 0 when a training goes on; `parallel` says how several processes share the model out."""
 
     step: int
     plan: TrainPlan
     resumed: bool
+    processes: int = 1
+    parallel: Kind | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,16 @@ class UpdateRule:
             for moment in _moments(part)
         }
 
+    def keys(self) -> dict[str, Tensor]:
+        """The names that `tensors` uses, each with its parameter."""
+        return {
+            f"{moment}/{self._names[parameter]}": parameter
+            for part in self.parts
+            for group in part.param_groups
+            for parameter in group["params"]
+            for moment in _moments(part)
+        }
+
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take up the moments after `step` updates.
 

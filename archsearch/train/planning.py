@@ -12,6 +12,7 @@ from archsearch.data import TokenData
 from archsearch.errors import InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
+from archsearch.train.parallel import ALONE, Team
 from archsearch.train.products import fastest_products, onednn_is_exact
 from archsearch.train.schedule import phases
 from archsearch.train.settings import (
@@ -39,17 +40,20 @@ USABLE_SHARE = 0.9
 """Of a time budget, for updates and evaluations: the rest is for checkpoints, samples and a machine that slows down."""
 
 
-def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, seconds_left: float | None = None) -> TrainPlan:
+def make_plan(
+    spec: ArchSpec, data: TokenData, settings: TrainSettings, *, seconds_left: float | None = None, team: Team = ALONE
+) -> TrainPlan:
     """Fill in what the settings leave open. With a time budget, train a throw-away copy for a moment to learn the speed.
 
     Args:
         seconds_left: of the time budget, if not all of it.
+        team: the processes that will follow the plan; all come here, what the first one timed counts.
 
     Raises:
         InputError: too little text for the sequence length, an operator that cannot keep documents apart where it should, no
             compiler where one is needed, or a teacher that cannot be loaded or has another vocabulary.
     """
-    parameters = _parameters(spec)
+    parameters = count_parameters(spec)
     if settings.isolate_documents:
         _refuse_leaks(spec)
     if settings.compile:
@@ -93,21 +97,25 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
     )
     if settings.teacher is not None:
         draft = replace(draft, teacher_fingerprint=_checked_teacher(settings, data, device, sequence))
+    draft = team.agree(draft)
     if settings.max_seconds is None:
         tokens = settings.tokens or min(TOKENS_PER_PARAMETER * parameters, len(data.training))
     else:
         start = time.monotonic()
-        speed = measure_speed(spec, data, replace(draft, batch=settings.batch or draft.micro_batch), 0.03 * settings.max_seconds)
+        trial = replace(draft, batch=settings.batch or draft.micro_batch * team.size)
+        team.check(trial)
+        with team.apart():
+            speed = measure_speed(spec, data, trial, 0.03 * settings.max_seconds, team)
         left = (seconds_left or settings.max_seconds) - (time.monotonic() - start)
         tokens = _tokens_in(left * USABLE_SHARE, speed, settings, sequence)
         draft = replace(draft, measured_tokens_per_s=speed)
-    batch = settings.batch or default_batch(tokens, sequence)
+    batch = settings.batch or max(default_batch(tokens, sequence), team.size)
     steps = plan_steps(tokens, batch * sequence)
     if settings.max_seconds is not None and steps < MIN_STEPS:
         log.warning("%.0f seconds are enough for %d updates only; %d are made", settings.max_seconds, steps, MIN_STEPS)
         steps = MIN_STEPS
     warmup, decay = phases(settings.schedule, steps)
-    return replace(
+    plan = replace(
         draft,
         batch=batch,
         micro_batch=min(draft.micro_batch, batch),
@@ -117,14 +125,15 @@ def make_plan(spec: ArchSpec, data: TokenData, settings: TrainSettings, *, secon
         eval_tokens=settings.eval_tokens or _eval_tokens(steps * batch * sequence, sequence),
         eval_steps=evaluation_steps(steps, settings.evaluations),
     )
+    return team.agree(plan)
 
 
-def measure_speed(spec: ArchSpec, data: TokenData, plan: TrainPlan, seconds: float) -> float:
+def measure_speed(spec: ArchSpec, data: TokenData, plan: TrainPlan, seconds: float, team: Team = ALONE) -> float:
     """Training tokens a second of a throw-away model: the median of the updates, the first left out."""
-    trainer = Trainer(spec, data, plan)
+    trainer = Trainer(spec, data, plan, team=team)
     trainer.update()
     durations: list[float] = []
-    while not durations or (sum(durations) < seconds and len(durations) < 100):
+    while team.agree(not durations or (sum(durations) < seconds and len(durations) < 100)):
         start = time.perf_counter()
         trainer.update()
         durations.append(time.perf_counter() - start)
@@ -143,7 +152,8 @@ def _eval_tokens(tokens: int, sequence: int) -> int:
     return min(max(tokens // 40, min(16 * sequence, tokens // 8), sequence), 1 << 20)
 
 
-def _parameters(spec: ArchSpec) -> int:
+def count_parameters(spec: ArchSpec) -> int:
+    """What a model of the spec has to learn; embeddings that are the head too count once."""
     return sum(parameter.numel() for parameter in _weightless(spec).parameters())
 
 

@@ -22,6 +22,7 @@ class Position:
         seconds: of training so far, all sessions added up.
         recent_losses: of the last updates, which a spike is told from.
         metrics_bytes: length of metrics.jsonl; what was written after the checkpoint is cut off on a resume.
+        processes: that trained together when this was saved.
         finished: final evaluation and samples are done too.
     """
 
@@ -31,6 +32,7 @@ class Position:
     seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     metrics_bytes: int = 0
+    processes: int = 1
     finished: bool = False
 
     @property

@@ -15,6 +15,8 @@ Schedule = Literal["cosine", "wsd"]
 Dtype = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "muon"]
 Products = Literal["blas", "onednn"]
+Kind = Literal["ddp", "fsdp"]
+"""ddp: every process holds the whole model. fsdp: each holds a part of every matrix and of its moments."""
 
 TOKENS_PER_PARAMETER = 20
 """Default budget, the ratio of Hoffmann et al. (arXiv 2203.15556), unless the text runs out before."""
@@ -68,6 +70,8 @@ class TrainSettings:
     """Nats that a loss may lie above the median of the last updates before the training stops; 0 for no limit. A resume may change it."""
     threads: int | None = None
     """CPU threads; the default is torch's."""
+    parallel: Literal["auto"] | Kind = "auto"
+    """How processes that torchrun started share the model out: all of it in each (ddp), or a part (fsdp). A resume may change it."""
     eval_tokens: int | None = None
     """Held-out tokens of an evaluation."""
     evaluations: int = 8
@@ -104,6 +108,8 @@ class TrainSettings:
             raise InputError(f"dtype: must be fp32 or bf16, got {self.dtype!r}")
         if self.products not in (None, "blas", "onednn"):
             raise InputError(f"products: must be blas or onednn, got {self.products!r}")
+        if self.parallel not in ("auto", "ddp", "fsdp"):
+            raise InputError(f"parallel: must be auto, ddp or fsdp, got {self.parallel!r}")
         if self.compile and self.isolate_documents:
             raise InputError("compile: does not go together with isolate_documents, whose shapes change with every batch; leave one out")
 

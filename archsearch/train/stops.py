@@ -18,7 +18,8 @@ DEVIATIONS = 8.0
 
 
 class BadUpdate(Exception):
-    """The update was not made: weights and moments are as before it. `ids_BT` is the batch, if it was one."""
+    """The update was not made: weights and moments are as before it. `ids_BT` is the batch (of several processes, this one's share of it),
+    if it was one."""
 
     file: str
     advice: str

@@ -235,6 +235,24 @@ def test_a_training_with_a_teacher_resumes_exactly_and_may_use_a_cache(
     assert len(losses) == 12
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_learn_from_a_teacher_what_one_does(
+    tiny_spec: ArchSpec, texts: Path, teacher: Path, tmp_path: Path, parallel: Any
+) -> None:
+    """One cache for both trainings: what one of two processes asked is not taken for what one alone did."""
+    from ranks import Job, train_in
+
+    settings = replace(SETTINGS, teacher=str(teacher), isolate_documents=True, cache_teacher=True, dtype="fp32")
+    job = Job(spec=tiny_spec, texts=[str(texts)], out=tmp_path / "one", cache=tmp_path / "cache", settings=settings)
+    two = replace(job, out=tmp_path / "two", settings=replace(settings, parallel=parallel))
+    for outcome in (*train_in(1, job), *train_in(2, two)):
+        assert outcome.error is None, outcome.trace
+    losses = [[row["loss"] for row in read_metrics(out) if row["event"] == "step"] for out in (job.out, two.out)]
+    assert losses[0] == pytest.approx(losses[1], rel=12 * 4 * 32 * 2.0**-24)
+
+
 def test_a_damaged_lesson_is_asked_again(tiny_spec: ArchSpec, data: TokenData, teacher: Path, tmp_path: Path) -> None:
     plan = make_plan(tiny_spec, data, replace(SETTINGS, teacher=str(teacher)))
     lessons = Lessons(open_teacher(str(teacher), data.tokenizer, "cpu"), plan, tmp_path)
