@@ -7,9 +7,10 @@ Optuna (`study.enqueue_trial`); they are checked against the budgets like any ot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize", "minimize"]
 RECALL, TEXT = "recall", "text_bits_per_byte"
+BY_HAND = "enqueued by hand"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,27 @@ def refused(study: optuna.Study) -> set[tuple[str, str]]:
     return {(trial.user_attrs.get("spec", ""), trial.user_attrs.get("reason", "")) for trial in trials}
 
 
+def stopped(study: optuna.Study) -> Iterator[tuple[int, ArchSpec]]:
+    """Layouts that were begun and stopped by successive halving, with their trials."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+        if trial.user_attrs.get("stopped"):
+            yield trial.number, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
+
+
+@contextlib.contextmanager
+def marked_when_interrupted(trials: Iterable[optuna.Trial]) -> Iterator[None]:
+    """Ctrl-C, or a caller that has enough, is no fault of what is trained then: it does not count against its layout."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for trial in trials:
+            with contextlib.suppress(Exception):  # of the storage, or because the trial is told: what matters is the way out
+                trial.set_user_attr("interrupted", True)
+        raise
+
+
 def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
     """Fail the trials whose process is gone."""
     from optuna.trial import TrialState
@@ -120,7 +143,7 @@ def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
         if not is_gone(attributes.get("owner")):
             continue
         if "spec" in attributes:
-            again = "retry_of" not in attributes
+            again = "retry_of" not in attributes or attributes.get("interrupted", False)
             reason = "cut off; its layout is tried again" if again else "cut off, for the second time"
             study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             spec = ArchSpec.from_dict(json.loads(attributes["spec"]))
@@ -142,7 +165,7 @@ def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[
     if "spec" not in trial.user_attrs:
         spec = designs.spec(designs.design(trial.params))
         trial.set_user_attr("spec", spec.to_json())
-        trial.set_user_attr("source", "enqueued by hand")
+        trial.set_user_attr("source", BY_HAND)
         return trial, spec
     return trial, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
 
@@ -162,6 +185,14 @@ def refuse(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
 
+def stop(study: optuna.Study, trial: optuna.Trial, quality: LayoutQuality, reason: str) -> None:
+    """Not trained to the end, and why; what was known by then."""
+    for name, value in quality.to_dict().items():
+        trial.set_user_attr(name, value)
+    trial.set_user_attr("stopped", True)
+    refuse(study, trial, reason)
+
+
 def fail(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
     """Its training failed, and why."""
     import optuna
@@ -174,5 +205,4 @@ def finish(study: optuna.Study, trial: optuna.Trial, quality: LayoutQuality, lat
     """What came of a training."""
     for name, value in quality.to_dict().items():
         trial.set_user_attr(name, value)
-    recall = 1.0 if quality.solves_recall else quality.recall.value
-    study.tell(trial, [recall, quality.text.value, latency, memory])
+    study.tell(trial, [quality.ability, quality.text.value, latency, memory])
