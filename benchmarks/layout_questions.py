@@ -15,19 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from archsearch.cli.progress import stage
 from archsearch.files import write_atomic
 from archsearch.quality import Evaluator, QualityResult, QualitySettings, Training
 from archsearch.quality.equal import copy_parameters, equal_parameters
 from archsearch.quality.micro import Task
+from archsearch.quality.ranking import paired
 from archsearch.spec import ArchSpec
 
 CONTEXT = 4096
@@ -69,16 +67,6 @@ def spec_of(letters: str) -> ArchSpec:
     return ArchSpec.from_dict({"name": letters, "hidden_size": 256, "vocab_size": 4096, "layers": rows})
 
 
-def difference(values: Sequence[float], base: Sequence[float]) -> dict[str, float | None]:
-    """Mean of the differences by seed, and its 95 % interval; none of one seed."""
-    differences = np.subtract(values, base)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return {"mean": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def document_of(name: str, specs: dict[str, ArchSpec], results: dict[tuple[str, Task], list[QualityResult]]) -> dict[str, Any]:
     """Everything that is known, as plain data. Of recall, what is compared is how many steps it took; unresolved trainings have
     no such number, so that layouts with one are told by how many seeds solved it alone."""
@@ -98,7 +86,7 @@ def document_of(name: str, specs: dict[str, ArchSpec], results: dict[tuple[str, 
                     "values": [result.value for result in found],
                     "steps": [result.steps for result in found],
                     "solved": solved if task == "recall" else None,
-                    "difference": difference(values, base) if known and layout != letters[0] else None,
+                    "difference": paired(values, base).to_dict() if known and layout != letters[0] else None,
                     "tokens": max(result.tokens for result in found),
                     "cpu_s": round(sum(result.seconds for result in found), 1),
                     "curves": [result.curve for result in found],
