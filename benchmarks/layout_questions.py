@@ -55,9 +55,7 @@ class Question:
 
 QUESTIONS = {
     "operators": Question(text=("cccc", "ssss", "llll", "aaaa", "ccac", "ssas", "llal"), recall=("ccac", "ssas", "llal")),
-    "attention": Question(
-        text=("cccccc", "cccacc", "cacaca"), recall=("cccccc", "accccc", "cacccc", "cccacc", "ccccca", "cacaca", "caaaaa")
-    ),
+    "attention": Question(text=("cccccc", "cccacc", "cacaca"), recall=("cacccc", "accccc", "cccacc", "ccccca", "cacaca")),
     "kernels": Question(text=("cccc", "CCCC", "ccac", "CCaC")),
 }
 
@@ -99,9 +97,9 @@ def document_of(name: str, specs: dict[str, ArchSpec], results: dict[tuple[str, 
 
 
 def trainings_of(name: str, specs: dict[str, ArchSpec], settings: QualitySettings, seeds: range) -> Iterator[tuple[str, Task, Training]]:
-    """A seed of all layouts before the next seed, so that an early stop leaves whole seeds."""
-    for seed in seeds:
-        for task, letters in QUESTIONS[name].asked:
+    """Of a task, a seed of all layouts before the next seed, so that an early stop leaves whole seeds."""
+    for task, letters in QUESTIONS[name].asked:
+        for seed in seeds:
             for layout in letters:
                 yield layout, task, Training(spec=specs[layout], task=task, settings=settings, seed=seed)
 

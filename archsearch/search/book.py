@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.quality import LayoutQuality
 from archsearch.search.designs import DesignSpace
-from archsearch.search.feasible import Costs
+from archsearch.search.feasible import ROUNDING, Costs
 from archsearch.search.owner import is_gone, owner
 from archsearch.search.seeds import InnerDesign
-from archsearch.search.storage import open_storage, storage_errors
+from archsearch.search.storage import experimental_is_known, open_storage, storage_errors
 from archsearch.spec import ArchSpec
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def open_study(url: str, name: str, seed: int, attributes: Mapping[str, Any]) ->
         study = optuna.create_study(study_name=name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
         # For what others put into the queue incompletely; all that we ask for is proposed in full.
         study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        names = attributes.get("objectives")
+        if names and study.metric_names != names:
+            with experimental_is_known():
+                study.set_metric_names(names)
         for key, value in attributes.items():
             if key in study.user_attrs and study.user_attrs[key] != value:
                 log.info("%s: %s was %s and is %s; costs are predicted anew", name, key, study.user_attrs[key], value)
@@ -172,8 +176,11 @@ def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[
 
 def write_costs(trial: optuna.Trial, costs: Costs) -> None:
     """Costs, and constraints: positive where a budget is missed."""
-    for name, excess in costs.excess.items():
-        trial.set_constraint(name, excess)
+    excess = {name: value if value > ROUNDING else min(value, 0.0) for name, value in costs.excess.items()}
+    for name, value in excess.items():
+        trial.set_constraint(name, value)
+    # optuna-dashboard knows constraints only as Optuna had them before version 5, as one list.
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(excess.values()))
     trial.set_user_attr("costs", costs.values)
 
 
