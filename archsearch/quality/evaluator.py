@@ -124,6 +124,7 @@ class Evaluator:
         Raises:
             SpecError: it cannot be narrowed.
         """
+        self.cached(spec)  # where results are shared, brings in what others have trained
         return [training if training.key in self.results else training.first_rung() for training in self.trainings(spec)]
 
     def cached(self, spec: ArchSpec) -> LayoutQuality | None:

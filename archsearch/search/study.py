@@ -326,7 +326,7 @@ class Searcher:
                 else:
                     begun.append((trial, quality))
             begun.sort(key=lambda entry: entry[0].number)
-            named = [i for i, (trial, _) in enumerate(begun) if trial.user_attrs["source"] in (LABEL, book.BY_HAND)]
+            named = [i for i, (trial, quality) in enumerate(begun) if self._goes_on(trial, quality.spec)]
             others = [i for i in range(len(begun)) if i not in named]
             rows = [self._rung_objectives(begun[i][1]) for i in others]
             keep = {*named, *(others[i] for i in survivors(rows, max(0, wanted - len(named))))}
@@ -337,6 +337,10 @@ class Searcher:
                     self._stopped[quality.spec.spec_id] = quality.spec
                     yield self.event(trial.number, quality.spec, f"stopped at {steps}: {said(quality)}")
         return [(trial, quality.spec) for i, (trial, quality) in enumerate(begun) if i in keep]
+
+    def _goes_on(self, trial: optuna.trial.Trial, spec: ArchSpec) -> bool:
+        """Asked for by name, or known to its end already, so that it costs nothing more."""
+        return trial.user_attrs["source"] in (LABEL, book.BY_HAND) or self.evaluator.cached(spec) is not None
 
     def _rung_objectives(self, quality: LayoutQuality) -> list[float]:
         costs = self.costs(quality.spec).values

@@ -19,8 +19,8 @@ from archsearch.spec import ArchSpec
 from operators.kinds import operator_for
 from operators.specs import GlaSpec, GqaSpec, SwaSpec
 
-TINY = 0.01
-"""Tokens a parameter: some 2,000 tokens a training."""
+TINY = 0.004
+"""Tokens a parameter: some updates a training."""
 
 
 def contest_of(run_dir: Path, **options: Any) -> Contest:
