@@ -29,6 +29,7 @@ from devices import Device, measure_limits, open_device
 
 if TYPE_CHECKING:
     from archsearch.quality import Evaluator, QualitySettings
+    from archsearch.quality.micro import Task
     from archsearch.search import Searcher, SearchResult  # which imports torch
     from archsearch.search.devices import SearchTables
 
@@ -112,7 +113,9 @@ def keep_limits(run_dir: Path, device_id: str, device: Device, threads: int) -> 
         write_atomic(path, json.dumps(known) + "\n")
 
 
-def make_evaluator(run_dir: Path, settings: QualitySettings, *, seed: int, storage: str | None, workers: int | None) -> Evaluator:
+def make_evaluator(
+    run_dir: Path, settings: QualitySettings, *, seed: int, storage: str | None, workers: int | None, tasks: Sequence[Task] = ("recall",)
+) -> Evaluator:
     """Small trainings on this machine, or by whoever works on `storage`; their results are kept in the run directory."""
     from archsearch.quality import Evaluator
     from archsearch.search.shared import SharedEvaluator
@@ -120,8 +123,8 @@ def make_evaluator(run_dir: Path, settings: QualitySettings, *, seed: int, stora
 
     path = run_dir / "quality.jsonl"
     if storage and is_database(storage):
-        return SharedEvaluator(path, settings, url=storage, seed=seed, workers=workers)
-    return Evaluator(path, settings, seed=seed, workers=workers)
+        return SharedEvaluator(path, settings, url=storage, seed=seed, workers=workers, tasks=(*tasks, "text"))
+    return Evaluator(path, settings, seed=seed, workers=workers, tasks=(*tasks, "text"))
 
 
 def make_searcher(
@@ -154,7 +157,7 @@ def make_searcher(
     context = max(space.decode, default=4096)
     quality = QualitySettings(recall_steps=settings.recall_steps, text_steps=settings.text_steps, context=max(1, context))
     seed = settings.seed if seed is None else seed
-    evaluator = make_evaluator(run_dir, quality, seed=seed, storage=storage, workers=workers)
+    evaluator = make_evaluator(run_dir, quality, seed=seed, storage=storage, workers=workers, tasks=settings.tasks)
     if baseline is None and settings.baseline is not None:
         baseline = Path(settings.baseline)
     parent = read_baseline(baseline, space) if baseline is not None else None
@@ -163,7 +166,18 @@ def make_searcher(
     tables = table if isinstance(table, SearchTables) else SearchTables({table.device: table})
     merged = tables.spread(combine(combine(space.budgets, budgets), both))
     trials = trials or settings.trials
-    return Searcher(space, tables, evaluator, run_dir, budgets=merged, trials=trials, seed=seed, storage=storage, baseline=parent)
+    return Searcher(
+        space,
+        tables,
+        evaluator,
+        run_dir,
+        budgets=merged,
+        trials=trials,
+        seed=seed,
+        storage=storage,
+        baseline=parent,
+        halving=settings.halving,
+    )
 
 
 def keep_result(run_dir: Path, searcher: Searcher, result: SearchResult, *, chosen: Path | None = None) -> None:

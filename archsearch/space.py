@@ -72,13 +72,25 @@ class MeasureSettings(_Strict):
 
 
 class SearchSettings(_Strict):
-    """`trials` candidates are trained; each for at most `recall_steps` and `text_steps` steps. `baseline`: a spec file."""
+    """`trials` candidates are trained to the end, of `halving` times as many that are begun; each for at most `recall_steps` steps on
+    every synthetic task of `tasks`, and `text_steps` on text. `baseline`: a spec file."""
 
     trials: Positive = 16
+    halving: Annotated[int, Field(ge=1, le=8)] = 2
+    tasks: Annotated[list[Literal["recall", "selective_copy", "noisy_recall"]], Field(min_length=1)] = ["recall"]
     baseline: Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     recall_steps: Positive = 400
     text_steps: Positive = 300
+
+    _lists = field_validator("tasks", mode="before")(_listed)
+
+    @field_validator("tasks")
+    @classmethod
+    def _recall_is_one(cls, tasks: list[str]) -> list[str]:
+        if "recall" not in tasks:
+            raise ValueError("recall must be among them: it is what layouts are chosen by")
+        return list(dict.fromkeys(tasks))
 
 
 class TrainTable(_Strict):

@@ -28,6 +28,10 @@ BudgetOption = Annotated[
     list[str] | None,
     typer.Option("--budget", metavar="B", help="A hard limit such as 'decode_ms@4096<=20'; may be repeated; wins over the space's."),
 ]
+HoldOption = Annotated[
+    list[str] | None,
+    typer.Option("--hold", metavar="SIZE", help="Hold a size by solving FFN widths: 'parameters=350M', 'weights_mb=baseline+-1%'."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

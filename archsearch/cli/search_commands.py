@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.app import BudgetOption, DevicesOption, JsonOption, RunOption, app, print_json
+from archsearch.cli.app import BudgetOption, DevicesOption, HoldOption, JsonOption, RunOption, app, print_json
 
 if TYPE_CHECKING:
     from archsearch.cli.progress import Bar
@@ -31,10 +31,7 @@ def search(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, metavar="N", help="Trainings side by side on this machine. Default: one a core.")
     ] = None,
-    hold: Annotated[
-        list[str] | None,
-        typer.Option("--hold", metavar="SIZE", help="Hold a size by solving FFN widths: 'parameters=350M', 'weights_mb=baseline+-1%'."),
-    ] = None,
+    hold: HoldOption = None,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", metavar="SPEC", help="A layout of the space to train first and compare with.")
     ] = None,

@@ -40,6 +40,7 @@ def validate(
 ) -> None:
     """How well do the small trainings rank layouts of this space? Tests them against longer ones; goes on where it was stopped."""
     from archsearch.cli.progress import stage
+    from archsearch.cli.tables import stderr
     from archsearch.errors import InputError
     from archsearch.files import write_atomic
     from archsearch.quality.micro import ALL_TASKS, TASKS
@@ -65,6 +66,8 @@ def validate(
             with stage("supernet") as bar:
                 for step in score_by_supernet(plan, scores, steps):
                     bar.update(step.step, step.steps, note=f"{step.bits_per_byte:.3f} bits/byte")
+        elif steps and "text" in tasks:
+            stderr.print("T2 is left out: a supernet has one depth, and these layouts have several", style="yellow")
         document = document_of(plan, evaluator, scores, space_id=parsed.space_id)
     write_atomic(run / "validation.json", json.dumps(document, indent=2) + "\n")
     if json_output:

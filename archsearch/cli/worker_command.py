@@ -37,17 +37,18 @@ def worker(
     queue = TrainingQueue(storage, heartbeat_s=heartbeat)  # a wrong URL is one line here, not one from every process
     count = workers or os.cpu_count() or 1
     stderr.print(f"{count} worker{'s' if count > 1 else ''}; Ctrl-C stops them and hands on what they have not finished", style="dim")
-    trained = failed = 0
+    counts = {"trained": 0, "failed": 0, "late": 0}
     began = time.monotonic()
     try:
         with LocalWorkers(queue.url, count, heartbeat_s=heartbeat, idle_s=idle) as crew:
             while (events := crew.events(timeout_s=0.5)) is not None:
                 for event in events:
                     if event.outcome:
-                        trained += 1
-                        failed += event.outcome.startswith("failed")
-                        stderr.print(f"{trained:>5}  {event.task} of {event.pattern}, seed {event.seed}: {event.outcome}", markup=False)
+                        counts[event.status] += 1
+                        stderr.print(
+                            f"{sum(counts.values()):>5}  {event.task} of {event.pattern}, seed {event.seed}: {event.outcome}", markup=False
+                        )
     except KeyboardInterrupt:
         stderr.print("stopped; what was not finished is left to others", style="dim")
     if json_output:
-        print_json({"trained": trained - failed, "failed": failed, "seconds": round(time.monotonic() - began, 1)})
+        print_json(counts | {"seconds": round(time.monotonic() - began, 1)})

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archsearch.quality.micro import TASKS, QualityResult, QualitySettings
+from archsearch.quality.micro import TASKS, QualityResult, QualitySettings, Task
 from archsearch.quality.results import ResultFile
 from archsearch.quality.training import Training
 from archsearch.spec import ArchSpec
@@ -23,25 +25,41 @@ from operators.specs import SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutQuality:
-    """What is known of a layout: one result for each task."""
+    """What is known of a layout: one result for each task.
+
+    Attributes:
+        others: of further synthetic tasks, where a space asks for them.
+    """
 
     spec: ArchSpec
     recall: QualityResult
     text: QualityResult
+    others: tuple[QualityResult, ...] = ()
+
+    @property
+    def synthetic(self) -> tuple[QualityResult, ...]:
+        return (self.recall, *self.others)
 
     @property
     def solves_recall(self) -> bool:
         return self.recall.status == "resolved"
 
+    @property
+    def solves_all(self) -> bool:
+        """Whether every synthetic task is solved."""
+        return all(result.status == "resolved" for result in self.synthetic)
+
+    @property
+    def ability(self) -> float:
+        """How far the synthetic tasks are solved, in [0, 1]: their mean, where a solved one counts as 1 and any other as its accuracy."""
+        return sum(1.0 if result.status == "resolved" else result.value for result in self.synthetic) / len(self.synthetic)
+
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "recall_accuracy": self.recall.value,
-            "recall_status": self.recall.status,
-            "recall_steps": self.recall.steps,
-            "text_bits_per_byte": self.text.value,
-            "seed": self.recall.seed,
-            "tokens": self.recall.tokens + self.text.tokens,
-        }
+        found: dict[str, Any] = {}
+        for result in self.synthetic:
+            found |= {f"{result.task}_accuracy": result.value, f"{result.task}_status": result.status, f"{result.task}_steps": result.steps}
+        tokens = self.text.tokens + sum(result.tokens for result in self.synthetic)
+        return found | {"text_bits_per_byte": self.text.value, "seed": self.recall.seed, "tokens": tokens}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +75,18 @@ class Evaluator:
 
     Use as a context manager: leaving it ends the workers, also in the middle of a training.
 
+    Args:
+        tasks: what a layout is trained on: text, recall, and further synthetic tasks.
+
     Raises:
         RunError: `path` is there but cannot be read.
     """
 
-    def __init__(self, path: Path, settings: QualitySettings, *, seed: int = 0, workers: int | None = None) -> None:
-        self.results, self.settings, self.seed = ResultFile(path), settings, seed
+    def __init__(
+        self, path: Path, settings: QualitySettings, *, seed: int = 0, workers: int | None = None, tasks: Sequence[Task] = TASKS
+    ) -> None:
+        self.results, self.settings, self.seed, self.tasks = ResultFile(path), settings, seed, tuple(tasks)
+        self._states: Path | None = None
         self._slots = workers or max(1, min(8, os.cpu_count() or 1))
         # A pool of one process for each worker: when a process dies, it is known of which training.
         self._pools: list[ProcessPoolExecutor | None] = [None] * self._slots
@@ -82,6 +106,9 @@ class Evaluator:
         """End the workers at once; what they had not finished is lost."""
         for slot in range(self._slots):
             self._end(slot)
+        if self._states is not None:
+            shutil.rmtree(self._states, ignore_errors=True)
+            self._states = None
 
     def trainings(self, spec: ArchSpec) -> list[Training]:
         """What has to be known of a layout.
@@ -89,39 +116,76 @@ class Evaluator:
         Raises:
             SpecError: it cannot be narrowed.
         """
-        return [Training(spec=spec, task=task, settings=self.settings, seed=self.seed) for task in TASKS]
+        return [Training(spec=spec, task=task, settings=self.settings, seed=self.seed) for task in self.tasks]
+
+    def first_rungs(self, spec: ArchSpec) -> list[Training]:
+        """What has to be known of a layout before successive halving looks first; of tasks that are known to their end, that.
+
+        Raises:
+            SpecError: it cannot be narrowed.
+        """
+        self.cached(spec)  # where results are shared, brings in what others have trained
+        return [training if training.key in self.results else training.first_rung() for training in self.trainings(spec)]
 
     def cached(self, spec: ArchSpec) -> LayoutQuality | None:
-        """The quality of a layout if both tasks are known already."""
+        """The quality of a layout if all of its tasks are known already."""
         try:
-            found = {training.task: self.results.get(training.key) for training in self.trainings(spec)}
+            return self._known(spec, self.trainings(spec))
         except SpecError:
             return None
-        if found["recall"] is None or found["text"] is None:
+
+    def _known(self, spec: ArchSpec, trainings: Sequence[Training]) -> LayoutQuality | None:
+        results = [self.results.get(training.key) for training in trainings]
+        found = {result.task: result for result in results if result is not None}
+        if len(found) < len(results):
             return None
-        return LayoutQuality(spec=spec, recall=found["recall"], text=found["text"])
+        recall, text = found.pop("recall"), found.pop("text")
+        return LayoutQuality(spec=spec, recall=recall, text=text, others=tuple(found.values()))
 
     def evaluate_all(self, specs: Iterable[ArchSpec]) -> Iterator[LayoutQuality | EvaluationFailure]:
-        """Evaluate layouts side by side and yield each when both of its tasks are done, or one of them has failed.
+        """Evaluate layouts side by side and yield each when all of its tasks are done, or one of them has failed.
 
         Raises:
             RunError: a result cannot be written down.
         """
-        waiting: dict[int, tuple[ArchSpec, set[str]]] = {}
-        todo = []
+        yield from self._gather(specs, self.trainings)
+
+    def begin_all(self, specs: Iterable[ArchSpec]) -> Iterator[LayoutQuality | EvaluationFailure]:
+        """The same up to where successive halving looks first. What is evaluated later goes on from there.
+
+        Raises:
+            RunError: a result cannot be written down.
+        """
+        for quality in self._gather(specs, self.first_rungs):
+            if isinstance(quality, LayoutQuality):
+                self._keep_solved(quality)
+            yield quality
+
+    def _keep_solved(self, quality: LayoutQuality) -> None:
+        """A synthetic training ends when it is solved, so one that was solved by then has no more steps to come."""
+        solved = {result.task: result for result in quality.synthetic if result.status == "resolved"}
+        for training in self.trainings(quality.spec):
+            if training.task in solved and training.key not in self.results:
+                self.results.keep(training.key, solved[training.task])
+
+    def _gather(
+        self, specs: Iterable[ArchSpec], trainings_of: Callable[[ArchSpec], list[Training]]
+    ) -> Iterator[LayoutQuality | EvaluationFailure]:
+        waiting: dict[int, tuple[ArchSpec, list[Training]]] = {}
+        todo: list[Training] = []
         for number, spec in enumerate(specs):
             try:
-                trainings = self.trainings(spec)
+                trainings = trainings_of(spec)
             except SpecError as error:
                 yield EvaluationFailure(spec=spec, reason=str(error))
                 continue
-            waiting[number] = spec, {training.key for training in trainings}
+            waiting[number] = spec, trainings
             todo += trainings
         for key, result in self.train_all(todo):
-            for number, (spec, keys) in list(waiting.items()):
-                if key not in keys:
+            for number, (spec, trainings) in list(waiting.items()):
+                if all(training.key != key for training in trainings):
                     continue
-                quality = self.cached(spec)
+                quality = self._known(spec, trainings)
                 if isinstance(result, str) or quality is not None:
                     del waiting[number]
                     yield quality or EvaluationFailure(spec=spec, reason=str(result))
@@ -165,7 +229,13 @@ class Evaluator:
             if pool is None:
                 context = multiprocessing.get_context("spawn")
                 pool = self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process)
-            return pool.submit(outcome_of, training.to_dict())
+            return pool.submit(outcome_of, training.to_dict(), self._state_of(training))
+
+    def _state_of(self, training: Training) -> Path:
+        """Where a training that is stopped leaves what it has learned, until the evaluator is closed."""
+        if self._states is None:
+            self._states = Path(tempfile.mkdtemp(prefix="archsearch-rungs-"))
+        return self._states / f"{training.whole.key}.pt"
 
     def _finish(self, slot: int, key: str, future: Future[QualityResult | str]) -> QualityResult | str:
         """Keep a result; the reason when there is none."""
@@ -220,9 +290,9 @@ def prepare_process() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def outcome_of(training: dict[str, Any]) -> QualityResult | str:
+def outcome_of(training: dict[str, Any], state: Path | None = None) -> QualityResult | str:
     """The result, or why there is none: in words, because not every exception survives the way between two processes."""
     try:
-        return Training.from_dict(training).run()
+        return Training.from_dict(training).run(state)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"

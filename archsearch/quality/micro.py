@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +27,10 @@ from archsearch.spec import ArchSpec
 
 Task = Literal["recall", "text", "selective_copy", "noisy_recall"]
 TASKS: tuple[Task, ...] = ("recall", "text")
-"""What the search trains on; the others are for `archsearch validate --task`."""
+"""What the search trains on unless a space asks for more (`search.tasks`)."""
 ALL_TASKS: tuple[Task, ...] = ("recall", "text", "selective_copy", "noisy_recall")
+SYNTHETIC: tuple[Task, ...] = ("recall", "selective_copy", "noisy_recall")
+"""Tasks with a rule to be found: solved or not."""
 
 KEYS, PAIRS, QUERIES = 16, 8, 24
 RECALL_TOKENS = 2 * (PAIRS + QUERIES)
@@ -39,6 +42,10 @@ BATCH = 32
 LEARNING_RATES: dict[Task, float] = {"recall": 3e-3, "text": 6e-3, "selective_copy": 3e-3, "noisy_recall": 3e-3}
 WARMUP = 20
 CHECK_EVERY = 25
+TEXT_CHECKS = 4
+FIRST_RUNG = 0.3
+"""Successive halving looks first at the first check from this share of the steps on: earlier orders agree too little with the last
+(docs/quality.md)."""
 VERSION = 3
 """Raised when the same settings would give other results. 1: first. 2: 24 queries; held-out windows from every document.
 3: smaller steps on text, with a learning rate of their own."""
@@ -55,6 +62,16 @@ class QualitySettings:
 
     def steps(self, task: Task) -> int:
         return self.text_steps if task == "text" else self.recall_steps
+
+    def check_every(self, task: Task) -> int:
+        """Steps between two looks at what was learned; there is one at the end in any case."""
+        return -(-self.text_steps // TEXT_CHECKS) if task == "text" else CHECK_EVERY
+
+    def first_rung(self, task: Task) -> int | None:
+        """Steps after which successive halving looks first; None where there is no look before the end."""
+        every, steps = self.check_every(task), self.steps(task)
+        rung = every * math.ceil(FIRST_RUNG * steps / every)
+        return rung if rung < steps else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +102,19 @@ class QualityResult:
         return cls(**(data | {"curve": tuple((int(step), float(value)) for step, value in data["curve"])}))
 
 
-def evaluate(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> QualityResult:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Where a training ends before its last step (`until`), and the file where what it has learned is kept, so that the same training
+    goes on from there: the result is the same to the last bit, only cheaper. Without a file it begins anew."""
+
+    until: int | None = None
+    state: Path | None = None
+
+
+def evaluate(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int, stop: Stop | None = None) -> QualityResult:
     """Train the narrow copy of a layout on a task."""
-    return text(spec, settings, seed) if task == "text" else synthetic(spec, task, settings, seed)
+    stop = stop or Stop()
+    return text(spec, settings, seed, stop) if task == "text" else synthetic(spec, task, settings, seed, stop)
 
 
 def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -116,7 +143,7 @@ def shape_of(task: Task) -> tuple[int, int]:
             return tasks.NOISY_VOCAB, tasks.NOISY_TOKENS
 
 
-def synthetic(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> QualityResult:
+def synthetic(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int, stop: Stop) -> QualityResult:
     """Train on a synthetic task until it is solved or the steps are used up."""
     make = {"recall": recall_batch, "selective_copy": tasks.selective_copy_batch, "noisy_recall": tasks.noisy_recall_batch}[task]
     vocab_size, length = shape_of(task)
@@ -136,8 +163,9 @@ def synthetic(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) 
         settings.recall_steps,
         lambda: make(BATCH, generator),
         exam,
-        check_every=CHECK_EVERY,
-        stop=lambda accuracy: accuracy >= SOLVED,
+        check_every=settings.check_every(task),
+        good_enough=lambda accuracy: accuracy >= SOLVED,
+        stop=stop,
     )
     value = curve[-1][1]
     status: Literal["resolved", "unresolved"] = "resolved" if value >= SOLVED else "unresolved"
@@ -145,7 +173,7 @@ def synthetic(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) 
     return QualityResult(task=task, value=value, status=status, steps=steps, tokens=tokens, seconds=seconds, seed=seed, curve=curve)
 
 
-def text(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResult:
+def text(spec: ArchSpec, settings: QualitySettings, seed: int, stop: Stop) -> QualityResult:
     """Train on bytes; the value is bits a byte on held-out documents."""
     training, held_out = corpus_bytes()
     model = build(narrow(spec, vocab_size=256, tokens=TEXT_TOKENS, context=settings.context), seed)
@@ -163,8 +191,9 @@ def text(spec: ArchSpec, settings: QualitySettings, seed: int) -> QualityResult:
         with torch.inference_mode():
             return float(model.loss(exam_ids[:, :-1], exam_ids[:, 1:])) / math.log(2)
 
+    check_every = settings.check_every("text")
     curve, steps, seconds = train(
-        model, "text", settings.text_steps, batch, exam, check_every=-(-settings.text_steps // 4), stop=lambda _: False
+        model, "text", settings.text_steps, batch, exam, check_every=check_every, good_enough=lambda _: False, stop=stop
     )
     tokens, value = steps * TEXT_BATCH * TEXT_TOKENS, curve[-1][1]
     return QualityResult(task="text", value=value, status="resolved", steps=steps, tokens=tokens, seconds=seconds, seed=seed, curve=curve)
@@ -195,14 +224,20 @@ def train(
     exam: Callable[[], float],
     *,
     check_every: int,
-    stop: Callable[[float], bool],
+    good_enough: Callable[[float], bool],
+    stop: Stop,
 ) -> tuple[tuple[tuple[int, float], ...], int, float]:
-    """AdamW with warm-up and a cosine to a tenth; returns the curve, the steps taken and the CPU seconds."""
+    """AdamW with warm-up and a cosine to a tenth over `steps`; returns the curve, the steps taken and the CPU seconds."""
     peak = LEARNING_RATES[task]
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     begun = time.process_time()
-    curve = []
-    for step in range(1, steps + 1):
+    curve: list[tuple[int, float]] = []
+    step, spent = _load(stop.state, model, optimizer, curve)
+    for _ in range(step):
+        batch()  # what comes next is what would have come
+    last = stop.until or steps
+    while step < last:
+        step += 1
         rate = peak * min(1.0, step / WARMUP) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -216,9 +251,29 @@ def train(
         if step % check_every == 0 or step == steps:
             value = exam()
             curve.append((step, value))
-            if stop(value):
+            if good_enough(value):
                 break
-    return tuple(curve), step, time.process_time() - begun
+    spent += time.process_time() - begun
+    if stop.until is not None and stop.state is not None:
+        _save(stop.state, model, optimizer, curve, spent)
+    return tuple(curve), step, spent
+
+
+def _save(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: list[tuple[int, float]], spent: float) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve, "seconds": spent}
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def _load(path: Path | None, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: list[tuple[int, float]]) -> tuple[int, float]:
+    """Take up a training that was stopped: its last step and CPU seconds so far; zeros where there is none."""
+    if path is None or not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    curve += state["curve"]
+    return curve[-1][0], state["seconds"]
 
 
 @cache
@@ -232,10 +287,12 @@ def corpus_bytes() -> tuple[np.ndarray, np.ndarray]:
     return training, held_out
 
 
-def settings_key(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int) -> str:
-    """Identity of a result: the narrow layout, the task, its length, the seed. Layouts with the same copy share it."""
+def settings_key(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int, until: int | None = None) -> str:
+    """Identity of a result: the narrow layout, the task, its length and where it was stopped, the seed. The same copy, the same key."""
     vocab, tokens = shape_of(task)
     copy = narrow(spec, vocab_size=vocab, tokens=tokens, context=settings.context)
     steps = settings.steps(task)
-    what = {"copy": copy.spec_id, "task": task, "steps": steps, "seed": seed, "version": VERSION}
+    what: dict[str, Any] = {"copy": copy.spec_id, "task": task, "steps": steps, "seed": seed, "version": VERSION}
+    if until is not None:
+        what["until"] = until
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]

@@ -104,3 +104,40 @@ def between_seeds(by_seed: Sequence[Sequence[float]], *, seed: int = 0) -> Ranki
         regret_1=float(np.mean([part.regret_1 for part in parts])),
         regret_3=float(np.mean([part.regret_3 for part in parts])),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How two layouts differ over the same seeds: the mean of the differences and its 95 % interval, None of one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def word(self) -> Literal["better", "worse", "cannot tell"]:
+        """Lower is better."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return "cannot tell"
+        return "better" if self.high < 0 else "worse"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def paired(values: Sequence[float], base: Sequence[float]) -> Difference:
+    """Paired by seed, which has the same data in the same order for both; the interval is Student's t.
+
+    Raises:
+        ValueError: they differ in length.
+    """
+    from scipy import stats
+
+    if len(values) != len(base) or not values:
+        raise ValueError(f"{len(values)} values cannot be paired with {len(base)}")
+    differences = np.subtract(values, base)
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return Difference(mean=mean, low=None, high=None)
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    return Difference(mean=mean, low=mean - half, high=mean + half)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from archsearch.errors import RunError
 from archsearch.quality.micro import QualityResult
@@ -33,18 +34,27 @@ class ResultFile:
         Raises:
             RunError: it cannot be written.
         """
-        line = json.dumps({"key": key, **result.to_dict()}) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:  # one write to the end: a killed process leaves a torn last line at worst
-                if file.tell() and not _ends_with_newline(self.path):
-                    line = "\n" + line
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}; free some space and run the same command again") from error
+        append_line(self.path, {"key": key, **result.to_dict()})
         self.cache[key] = result
+
+
+def append_line(path: Path, data: dict[str, Any]) -> None:
+    """Add a JSON line to a file and flush it to disk: one write to the end, so that a killed process leaves a torn last line at worst.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    line = json.dumps(data) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            if file.tell() and not _ends_with_newline(path):
+                line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}; free some space and run the same command again") from error
 
 
 def _ends_with_newline(path: Path) -> bool:

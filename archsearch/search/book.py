@@ -7,19 +7,20 @@ Optuna (`study.enqueue_trial`); they are checked against the budgets like any ot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.quality import LayoutQuality
 from archsearch.search.designs import DesignSpace
-from archsearch.search.feasible import Costs
+from archsearch.search.feasible import ROUNDING, Costs
 from archsearch.search.owner import is_gone, owner
 from archsearch.search.seeds import InnerDesign
-from archsearch.search.storage import open_storage, storage_errors
+from archsearch.search.storage import experimental_is_known, open_storage, storage_errors
 from archsearch.spec import ArchSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize", "minimize"]
 RECALL, TEXT = "recall", "text_bits_per_byte"
+BY_HAND = "enqueued by hand"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,10 @@ def open_study(url: str, name: str, seed: int, attributes: Mapping[str, Any]) ->
         study = optuna.create_study(study_name=name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
         # For what others put into the queue incompletely; all that we ask for is proposed in full.
         study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        names = attributes.get("objectives")
+        if names and study.metric_names != names:
+            with experimental_is_known():
+                study.set_metric_names(names)
         for key, value in attributes.items():
             if key in study.user_attrs and study.user_attrs[key] != value:
                 log.info("%s: %s was %s and is %s; costs are predicted anew", name, key, study.user_attrs[key], value)
@@ -111,6 +117,27 @@ def refused(study: optuna.Study) -> set[tuple[str, str]]:
     return {(trial.user_attrs.get("spec", ""), trial.user_attrs.get("reason", "")) for trial in trials}
 
 
+def stopped(study: optuna.Study) -> Iterator[tuple[int, ArchSpec]]:
+    """Layouts that were begun and stopped by successive halving, with their trials."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+        if trial.user_attrs.get("stopped"):
+            yield trial.number, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
+
+
+@contextlib.contextmanager
+def marked_when_interrupted(trials: Iterable[optuna.Trial]) -> Iterator[None]:
+    """Ctrl-C, or a caller that has enough, is no fault of what is trained then: it does not count against its layout."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for trial in trials:
+            with contextlib.suppress(Exception):  # of the storage, or because the trial is told: what matters is the way out
+                trial.set_user_attr("interrupted", True)
+        raise
+
+
 def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
     """Fail the trials whose process is gone."""
     from optuna.trial import TrialState
@@ -120,7 +147,7 @@ def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
         if not is_gone(attributes.get("owner")):
             continue
         if "spec" in attributes:
-            again = "retry_of" not in attributes
+            again = "retry_of" not in attributes or attributes.get("interrupted", False)
             reason = "cut off; its layout is tried again" if again else "cut off, for the second time"
             study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             spec = ArchSpec.from_dict(json.loads(attributes["spec"]))
@@ -142,15 +169,18 @@ def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[
     if "spec" not in trial.user_attrs:
         spec = designs.spec(designs.design(trial.params))
         trial.set_user_attr("spec", spec.to_json())
-        trial.set_user_attr("source", "enqueued by hand")
+        trial.set_user_attr("source", BY_HAND)
         return trial, spec
     return trial, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
 
 
 def write_costs(trial: optuna.Trial, costs: Costs) -> None:
     """Costs, and constraints: positive where a budget is missed."""
-    for name, excess in costs.excess.items():
-        trial.set_constraint(name, excess)
+    excess = {name: value if value > ROUNDING else min(value, 0.0) for name, value in costs.excess.items()}
+    for name, value in excess.items():
+        trial.set_constraint(name, value)
+    # optuna-dashboard knows constraints only as Optuna had them before version 5, as one list.
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(excess.values()))
     trial.set_user_attr("costs", costs.values)
 
 
@@ -160,6 +190,14 @@ def refuse(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
 
     trial.set_user_attr("reason", reason)
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def stop(study: optuna.Study, trial: optuna.Trial, quality: LayoutQuality, reason: str) -> None:
+    """Not trained to the end, and why; what was known by then."""
+    for name, value in quality.to_dict().items():
+        trial.set_user_attr(name, value)
+    trial.set_user_attr("stopped", True)
+    refuse(study, trial, reason)
 
 
 def fail(study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
@@ -174,5 +212,4 @@ def finish(study: optuna.Study, trial: optuna.Trial, quality: LayoutQuality, lat
     """What came of a training."""
     for name, value in quality.to_dict().items():
         trial.set_user_attr(name, value)
-    recall = 1.0 if quality.solves_recall else quality.recall.value
-    study.tell(trial, [recall, quality.text.value, latency, memory])
+    study.tell(trial, [quality.ability, quality.text.value, latency, memory])

@@ -17,7 +17,7 @@ STATES = {"COMPLETE": "trained", "PRUNED": "refused", "FAIL": "failed", "RUNNING
 
 
 def trials_frame(url: str, study_name: str) -> pd.DataFrame:
-    """One row a trial: `trial`, `state` (trained, refused, failed, running), `source` (a baseline's label, "inner pass" or
+    """One row a trial: `trial`, `state` (trained, stopped, refused, failed, running), `source` (a baseline's label, "inner pass" or
     "sampler"), `reason`, `spec_id`, `pattern`, then the costs as they were predicted at the time, and the quality (`QUALITY`).
     What there is not is missing.
 
@@ -42,7 +42,7 @@ def trials_frame(url: str, study_name: str) -> pd.DataFrame:
         rows.append(
             {
                 "trial": trial.number,
-                "state": STATES[trial.state.name],
+                "state": "stopped" if attributes.get("stopped") else STATES[trial.state.name],
                 "source": attributes.get("source"),
                 "reason": attributes.get("reason"),
                 "spec_id": spec.spec_id if spec else None,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.errors import StoreError
 from archsearch.quality import QualityResult, Training
 from archsearch.search.owner import owner
-from archsearch.search.storage import QUEUE, RETRIES, is_database, open_storage, shown, storage_errors, with_driver
+from archsearch.search.storage import QUEUE, RETRIES, experimental_is_known, is_database, open_storage, shown, storage_errors, with_driver
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -262,18 +262,6 @@ class TrainingQueue:
             if trial.state != optuna.trial.TrialState.PRUNED:
                 found.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
         return found
-
-
-@contextlib.contextmanager
-def experimental_is_known() -> Iterator[None]:
-    """Optuna calls its heartbeat experimental, once a process."""
-    import warnings
-
-    from optuna.exceptions import ExperimentalWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
 
 
 def _readable(attributes: Mapping[str, Any]) -> Training | None:

@@ -26,11 +26,9 @@ class FrontPoint:
     trial: int
 
     def evidence(self) -> str:
-        recall, text = self.quality.recall, self.quality.text
-        return (
-            f"small trainings of a 64-channel copy, seed {recall.seed}: recall {recall.tokens:,} tokens ({recall.status}), "
-            f"text {text.tokens:,} tokens; not validated at full width"
-        )
+        text = self.quality.text
+        tasks = ", ".join(f"{r.task.replace('_', ' ')} {r.tokens:,} tokens ({r.status})" for r in self.quality.synthetic)
+        return f"small trainings of a 64-channel copy, seed {text.seed}: {tasks}, text {text.tokens:,} tokens; not validated at full width"
 
     def to_dict(self) -> dict[str, Any]:
         spec = self.spec.to_dict()
@@ -118,19 +116,19 @@ def pareto_front(points: Sequence[FrontPoint], latency: str, memory: str) -> tup
 
 
 def objectives(point: FrontPoint, latency: str, memory: str) -> list[float]:
-    """All to be made small. Recall counts as solved or as the accuracy it reached."""
-    recall = 1.0 if point.quality.solves_recall else point.quality.recall.value
-    return [-recall, point.quality.text.value, point.costs.values[latency], point.costs.values[memory]]
+    """All to be made small. A synthetic task counts as solved or as the accuracy it reached."""
+    return [-point.quality.ability, point.quality.text.value, point.costs.values[latency], point.costs.values[memory]]
 
 
 def choose(points: Sequence[FrontPoint], latency: str) -> FrontPoint | None:
-    """Layouts that solve recall first; among them the fewest bits a byte; among equals in that (`TEXT_TIE`), the fastest."""
+    """Layouts that solve recall (every synthetic task) first; among them the fewest bits a byte; among equals in that (`TEXT_TIE`), the
+    fastest."""
     if not points:
         return None
-    solved = [point for point in points if point.quality.solves_recall]
+    solved = [point for point in points if point.quality.solves_all]
     if not solved:
-        best_recall = max(point.quality.recall.value for point in points)
-        solved = [point for point in points if point.quality.recall.value >= best_recall - 0.05]
+        most = max(point.quality.ability for point in points)
+        solved = [point for point in points if point.quality.ability >= most - 0.05]
     least = min(point.quality.text.value for point in solved)
     tied = [point for point in solved if point.quality.text.value <= least * (1 + TEXT_TIE)]
     return min(tied, key=lambda point: (point.costs.values[latency], point.quality.text.value, point.spec.spec_id))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training
+from archsearch.quality.micro import TASKS, Task
 from archsearch.search.queue import HEARTBEAT_S, TrainingQueue
 from archsearch.search.worker import PATIENCE_S, LocalWorkers, patiently
 from archsearch.spec import ArchSpec
@@ -27,9 +28,17 @@ class SharedEvaluator(Evaluator):
     """
 
     def __init__(
-        self, path: Path, settings: QualitySettings, *, url: str, seed: int = 0, workers: int | None = None, heartbeat_s: int = HEARTBEAT_S
+        self,
+        path: Path,
+        settings: QualitySettings,
+        *,
+        url: str,
+        seed: int = 0,
+        workers: int | None = None,
+        tasks: Sequence[Task] = TASKS,
+        heartbeat_s: int = HEARTBEAT_S,
     ) -> None:
-        super().__init__(path, settings, seed=seed, workers=workers or None)
+        super().__init__(path, settings, seed=seed, workers=workers or None, tasks=tasks)
         self._here = self._slots if workers is None else workers
         self.url, self._heartbeat_s = url, heartbeat_s
         self._queue: TrainingQueue | None = None

@@ -51,12 +51,10 @@ def open_storage(url: str, *, heartbeat_s: int | None = None, grace_s: int | Non
         StoreError: the database is corrupt, unreachable, or no Optuna storage.
     """
     import optuna
-    from optuna.exceptions import ExperimentalWarning
     from sqlalchemy import event
 
     options: dict[str, Any] = {}
-    with storage_errors(url, opening=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with storage_errors(url, opening=True), experimental_is_known():
         if heartbeat_s is not None:
             retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
             options = {"heartbeat_interval": heartbeat_s, "grace_period": grace_s, "heartbeat_stale_trial_callback": retry}
@@ -121,6 +119,16 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.close()
+
+
+@contextlib.contextmanager
+def experimental_is_known() -> Iterator[None]:
+    """Optuna calls its heartbeat and the names of objectives experimental, once a process."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ Layouts come first from baselines and an even spread over latency (`seeds`), aft
 learns from the trainings so far (`proposer`). Each is checked against the budgets by prediction; one that misses any is told so,
 with its reason, and never trained. The same command goes on where it was stopped: finished trainings are kept (`quality.jsonl`),
 trials too (`study.db`).
+
+Of those that keep them, `halving` times as many are begun as are wanted, and the ones that the front would miss least are stopped
+at the first look (`halving`).
 """
 
 from __future__ import annotations
@@ -11,8 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,9 @@ from archsearch.search import book, seeds
 from archsearch.search.baseline import LABEL, compared
 from archsearch.search.designs import DesignSpace
 from archsearch.search.devices import SearchTables, regrets
+from archsearch.search.events import Batch, SearchEvent, said
 from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics
+from archsearch.search.halving import rung_objectives, survivors
 from archsearch.search.layouts import Layouts
 from archsearch.search.proposer import Proposer
 from archsearch.search.result import FrontPoint, SearchResult, choose, pareto_front
@@ -45,32 +49,13 @@ log = logging.getLogger(__name__)
 INNER_SAMPLES = seeds.INNER_SAMPLES
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchEvent:
-    """A trial ended: `trained` of `wanted` layouts are trained so far; the rest takes about `seconds_left`."""
-
-    trained: int
-    wanted: int
-    trial: int
-    pattern: str
-    outcome: str
-    seconds_left: float | None = None
-
-
-@dataclass
-class Batch:
-    """Trials that are to be trained now, and what was told of those that are not."""
-
-    accepted: list[tuple[optuna.trial.Trial, ArchSpec]]
-    refused: list[SearchEvent]
-
-
 class Searcher:
     """A search over one space, on the cost tables of one or several devices.
 
     Args:
         budgets: hard limits, the space's and the command line's together.
-        trials: layouts to train.
+        trials: layouts to train to the end.
+        halving: how many are begun for each of these; 1 trains whatever is begun.
         storage: an Optuna storage URL; None keeps the study in the run directory.
         baseline: a layout of the space that is trained first, and compared with.
 
@@ -90,8 +75,9 @@ class Searcher:
         seed: int = 0,
         storage: str | None = None,
         baseline: ArchSpec | None = None,
+        halving: int = 1,
     ) -> None:
-        self.baseline = baseline
+        self.baseline, self.halving = baseline, halving
         self.metrics = search_metrics(table, budgets)
         self.latency, self.memory = primary_latency(table, budgets), primary_memory(table, budgets)
         self.space, self.left_out = measured_space(space, table, self.metrics)
@@ -108,6 +94,7 @@ class Searcher:
         self._model: CostModel | None = None
         self._proposer: Proposer | None = None
         self._refused: set[tuple[str, str]] = set()
+        self._stopped: dict[str, ArchSpec] = {}
         self._began = time.monotonic()
         self._trained_now = 0
         self._wanted: int | None = None
@@ -143,7 +130,7 @@ class Searcher:
         if self.baseline is not None and self.designs.holds(self.baseline):
             spec = self.baseline
             first.append(InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=self.costs(spec), label=LABEL))
-        return first + seeds.choose_seeds(inner, self.trials, str(self.latency))
+        return first + seeds.choose_seeds(inner, self.halving * self.trials, str(self.latency))
 
     @property
     def points(self) -> list[FrontPoint]:
@@ -200,11 +187,14 @@ class Searcher:
                 self.read(study)  # other searches may write into the same book
                 if len(self.points) >= self.trials:
                     break
-                batch = self.propose(study, queue, spare, min(self.evaluator.workers, self.trials - len(self.points)))
+                wanted = min(self.evaluator.workers, self.trials - len(self.points))
+                batch = self.propose(study, queue, spare, self.halving * wanted)
                 yield from batch.refused
                 if not batch.accepted:
-                    break  # every feasible layout that is known is trained
-                yield from self.train(study, batch.accepted)
+                    batch = self.take_up(study, wanted)
+                    if not batch.accepted:
+                        break  # every feasible layout that is known is trained
+                yield from self.train(study, (yield from self.halve(study, batch.accepted, wanted)))
         if not self.points:
             reasons = [reason for _, reason in self._given_up.values()]
             raise RunError(f"no layout could be trained: {reasons[0] if reasons else 'none was proposed'}")
@@ -227,6 +217,7 @@ class Searcher:
     def read(self, study: optuna.Study) -> None:
         """Take up what is trained, without changing anything."""
         self._refused = book.refused(study)
+        self._stopped = {spec.spec_id: spec for _, spec in book.stopped(study)}
         for number, spec in book.trained(study):
             quality = self.evaluator.cached(spec)
             if quality is not None:
@@ -270,7 +261,7 @@ class Searcher:
         """Feasible layouts that were not trained yet: from the queue, then from the model, then from the inner pass."""
         batch = Batch([], [])
         tried = {point.spec.spec_id: point.spec for point in self.trained} | {key: spec for key, (spec, _) in self._given_up.items()}
-        tried |= book.running_elsewhere(study)
+        tried |= book.running_elsewhere(study) | self._stopped
         while len(batch.accepted) < count:
             entry = self._next(queue, spare, tried)
             if entry is None:
@@ -307,20 +298,74 @@ class Searcher:
     def train(self, study: optuna.Study, batch: Sequence[tuple[optuna.trial.Trial, ArchSpec]]) -> Iterator[SearchEvent]:
         """Train, tell the study, and yield each as it ends."""
         trials = {spec.spec_id: trial for trial, spec in batch}
-        for quality in self.evaluator.evaluate_all(spec for _, spec in batch):
-            trial, spec = trials[quality.spec.spec_id], quality.spec
-            if isinstance(quality, EvaluationFailure):
-                log.warning("trial %d (%s) failed: %s", trial.number, spec.pattern, quality.reason)
-                self._given_up[spec.spec_id] = (spec, f"{spec.pattern}: {quality.reason}")
-                book.fail(study, trial, quality.reason)
-                yield self.event(trial.number, spec, f"failed: {quality.reason}")
+        with book.marked_when_interrupted(trials.values()):
+            for quality in self.evaluator.evaluate_all(spec for _, spec in batch):
+                trial, spec = trials[quality.spec.spec_id], quality.spec
+                if isinstance(quality, EvaluationFailure):
+                    yield self.failed(study, trial, quality)
+                    continue
+                costs = self.costs(spec).values
+                book.finish(study, trial, quality, costs[str(self.latency)], costs[str(self.memory)])
+                self.keep(spec, quality, trial.number)
+                self._trained_now += 1
+                yield self.event(trial.number, spec, said(quality))
+
+    def halve(
+        self, study: optuna.Study, batch: Sequence[tuple[optuna.trial.Trial, ArchSpec]], wanted: int
+    ) -> Generator[SearchEvent, None, list[tuple[optuna.trial.Trial, ArchSpec]]]:
+        """Begin all, stop those that the front would miss least, and return the others; who asked for a layout by name gets it."""
+        if len(batch) <= wanted:
+            return list(batch)
+        trials = {spec.spec_id: trial for trial, spec in batch}
+        begun: list[tuple[optuna.trial.Trial, LayoutQuality]] = []
+        with book.marked_when_interrupted(trials.values()):
+            for quality in self.evaluator.begin_all(spec for _, spec in batch):
+                trial = trials[quality.spec.spec_id]
+                if isinstance(quality, EvaluationFailure):
+                    yield self.failed(study, trial, quality)
+                else:
+                    begun.append((trial, quality))
+            begun.sort(key=lambda entry: entry[0].number)
+            named = [i for i, (trial, quality) in enumerate(begun) if self._goes_on(trial, quality.spec)]
+            others = [i for i in range(len(begun)) if i not in named]
+            rows = [self._rung_objectives(begun[i][1]) for i in others]
+            keep = {*named, *(others[i] for i in survivors(rows, max(0, wanted - len(named))))}
+            for i, (trial, quality) in enumerate(begun):
+                if i not in keep:
+                    steps = f"{quality.text.steps} of {self.evaluator.settings.text_steps} steps"
+                    book.stop(study, trial, quality, f"stopped at {steps}: of {len(begun)} that were begun, others promised more")
+                    self._stopped[quality.spec.spec_id] = quality.spec
+                    yield self.event(trial.number, quality.spec, f"stopped at {steps}: {said(quality)}")
+        return [(trial, quality.spec) for i, (trial, quality) in enumerate(begun) if i in keep]
+
+    def _goes_on(self, trial: optuna.trial.Trial, spec: ArchSpec) -> bool:
+        """Asked for by name, or known to its end already, so that it costs nothing more."""
+        return trial.user_attrs["source"] in (LABEL, book.BY_HAND) or self.evaluator.cached(spec) is not None
+
+    def _rung_objectives(self, quality: LayoutQuality) -> list[float]:
+        costs = self.costs(quality.spec).values
+        return rung_objectives(quality, costs[str(self.latency)], costs[str(self.memory)])
+
+    def take_up(self, study: optuna.Study, count: int) -> Batch:
+        """Layouts that were stopped, where there are no others: they are trained to the end after all."""
+        batch = Batch([], [])
+        for key, spec in list(self._stopped.items()):
+            costs = self.costs(spec)
+            if len(batch.accepted) == count or not costs.feasible or key in {point.spec.spec_id for point in self.trained}:
                 continue
-            costs = self.costs(spec).values
-            book.finish(study, trial, quality, costs[str(self.latency)], costs[str(self.memory)])
-            self.keep(spec, quality, trial.number)
-            self._trained_now += 1
-            solved = "solved" if quality.solves_recall else "unresolved"
-            yield self.event(trial.number, spec, f"recall {quality.recall.value:.0%} ({solved}), {quality.text.value:.3f} bits/byte")
+            entry = InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=costs, label="stopped before")
+            trial, asked = book.ask(study, self.designs, entry)
+            book.write_costs(trial, self.costs(asked))
+            batch.accepted.append((trial, asked))
+        return batch
+
+    def failed(self, study: optuna.Study, trial: optuna.trial.Trial, failure: EvaluationFailure) -> SearchEvent:
+        """A layout that cannot be trained, and why."""
+        spec, reason = failure.spec, failure.reason
+        log.warning("trial %d (%s) failed: %s", trial.number, spec.pattern, reason)
+        self._given_up[spec.spec_id] = (spec, f"{spec.pattern}: {reason}")
+        book.fail(study, trial, reason)
+        return self.event(trial.number, spec, f"failed: {reason}")
 
     def event(self, trial: int, spec: ArchSpec, outcome: str) -> SearchEvent:
         trained = min(len(self.points), self.trials)

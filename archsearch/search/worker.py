@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from archsearch.errors import ArchsearchError, RunError, StoreError
 from archsearch.quality.evaluator import outcome_of, prepare_process, sigint_ignored
@@ -18,6 +18,7 @@ from archsearch.search.queue import HEARTBEAT_S, Taken, TrainingQueue
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Status = Literal["trained", "failed", "late"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 """An idle worker looks again after this long, then less and less often: a thousand idle ones must not keep the server busy."""
@@ -29,13 +30,18 @@ DEATHS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerEvent:
-    """A training began (`outcome` is empty) or ended, with how many this worker has done so far."""
+    """A training began (`outcome` is empty) or ended, with how many this worker has done so far.
+
+    Attributes:
+        status: "late" where the worker was taken for dead meanwhile, so that another's result counts.
+    """
 
     done: int
     pattern: str
     task: str
     seed: int
     outcome: str = ""
+    status: Status = "trained"
 
 
 def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = None, patience_s: float = PATIENCE_S) -> Iterator[WorkerEvent]:
@@ -63,9 +69,9 @@ def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = Non
             training = taken.training
             event = WorkerEvent(done=done, pattern=training.spec.pattern, task=training.task, seed=training.seed)
             yield event
-            outcome = _train(queue, taken, patience_s)
-            done += 1
-            yield replace(event, done=done, outcome=outcome)
+            status, outcome = _train(queue, taken, patience_s)
+            done += status == "trained"
+            yield replace(event, done=done, outcome=outcome, status=status)
             pause, idle_since = FIRST_PAUSE_S, time.monotonic()
     finally:
         with contextlib.suppress(StoreError):
@@ -73,7 +79,7 @@ def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = Non
             queue.close()
 
 
-def _train(queue: TrainingQueue, taken: Taken, patience_s: float) -> str:
+def _train(queue: TrainingQueue, taken: Taken, patience_s: float) -> tuple[Status, str]:
     try:
         with queue.alive(taken):
             result = outcome_of(taken.training.to_dict())
@@ -82,8 +88,10 @@ def _train(queue: TrainingQueue, taken: Taken, patience_s: float) -> str:
         raise
     counted = patiently(lambda: queue.done(taken, result), patience_s)
     if not counted:
-        return "was taken for dead meanwhile; another worker's result counts"
-    return f"failed: {result}" if isinstance(result, str) else f"{result.value:.3f} ({result.status})"
+        return "late", "was taken for dead meanwhile; another worker's result counts"
+    if isinstance(result, str):
+        return "failed", f"failed: {result}"
+    return "trained", f"{result.value:.3f} ({result.status})"
 
 
 def patiently(call: Callable[[], T], patience_s: float) -> T:

@@ -9,7 +9,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,25 @@ def programs() -> Path | None:
     return next((place for place in places if (place / "initdb").exists()), None)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A server, and ways to take it away for a while."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
     """The URL of an empty database of a server that is there for as long as the context is open."""
+    with cluster() as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Cluster]:
+    """The same, with the server itself: stopped at once, as by a power cut, and started again."""
     bin_dir = programs()
     if bin_dir is None:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")
@@ -48,12 +65,19 @@ def postgres() -> Iterator[str]:
 
         run("initdb", "-D", str(data), "-U", "search", "-A", "trust", "-N", "-E", "UTF8")
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home} -c fsync=off"
-        # Without -l the server would hold on to our end of the pipe.
-        run("pg_ctl", "-D", str(data), "-w", "-l", str(home / "log"), "-o", options, "start")
+
+        def start() -> None:
+            # Without -l the server would hold on to our end of the pipe.
+            run("pg_ctl", "-D", str(data), "-w", "-l", str(home / "log"), "-o", options, "start")
+
+        def stop() -> None:
+            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+        start()
         try:
             run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "search", "archsearch")
-            yield f"postgresql://search@127.0.0.1:{port}/archsearch"
+            yield Cluster(f"postgresql://search@127.0.0.1:{port}/archsearch", stop, start)
         finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+            stop()
     finally:
         shutil.rmtree(home, ignore_errors=True)

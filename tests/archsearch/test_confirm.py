@@ -11,7 +11,7 @@ from search_fakes import AnalyticTable, as_table, space_of
 from search_harness import search, searcher_of
 
 from archsearch.budgets import parse_budget
-from archsearch.confirm import Contest, Standing, document_of, make_contest, standings, train_contest, verdict
+from archsearch.confirm import Contest, Standing, against, document_of, make_contest, standings, train_contest, verdict
 from archsearch.errors import RunError
 from archsearch.quality import Evaluator, QualityResult, QualitySettings, Training
 from archsearch.search import Searcher
@@ -93,8 +93,8 @@ def spec_of(number: int) -> ArchSpec:
     return space.spec([space.blocks[number % 4], space.blocks[number // 4]], name=f"s{number}")
 
 
-def standing(number: int, text: tuple[float, ...], *, solved: int = 2, control: bool = True) -> Standing:
-    return Standing(spec=spec_of(number), control=control, solved=solved, text=text)
+def standing(number: int, text: tuple[float, ...], *, solved: int = 2, control: bool = True, role: Any = None) -> Standing:
+    return Standing(spec=spec_of(number), role=role or ("random" if control else "search"), solved=solved, text=text)
 
 
 def test_a_winner_must_beat_every_control_in_every_seed() -> None:
@@ -119,3 +119,58 @@ def test_without_a_search_there_is_nothing_to_confirm(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path, space_of(layers=4))
     with pytest.raises(RunError, match="run `archsearch search` first"):
         make_contest(searcher, top=3, controls=3, seeds=2, longer=3)
+
+
+# -- a baseline ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_baseline_takes_part_and_is_compared_seed_by_seed(tmp_path: Path) -> None:
+    searcher = searched(tmp_path)
+    space = searcher.space
+    searcher.baseline = space.spec([space.blocks[0]] * 6, name="all convolutions")
+    contest = make_contest(searcher, top=2, controls=2, seeds=3, longer=2)
+    assert [contest.role(spec) for spec in contest.layouts] == ["search", "search", "random", "random", "baseline"]
+    hold(searcher, contest)
+    document = document_of(contest, searcher.evaluator)
+    json.dumps(document, allow_nan=False)
+    assert len(document["against_baseline"]) == 4
+    first = next(entry for entry in document["against_baseline"] if entry["spec_id"] == contest.candidates[0].spec.spec_id)
+    own = next(entry for entry in document["standings"] if entry["spec_id"] == first["spec_id"])
+    base = next(entry for entry in document["standings"] if entry["from"] == "baseline")
+    means = [sum(entry["text_bits_per_byte"]) / 3 for entry in (own, base)]
+    assert first["text_bits_per_byte"]["mean"] == pytest.approx(means[0] - means[1])
+    assert first["recall_solved"] == 3
+    assert first["verdict"] == "better"
+
+
+def test_a_baseline_that_the_search_chose_is_trained_once(tmp_path: Path) -> None:
+    searcher = searched(tmp_path)
+    best = searcher.result().best
+    assert best is not None
+    searcher.baseline = best.spec
+    contest = make_contest(searcher, top=1, controls=1, seeds=2, longer=2)
+    assert [contest.role(spec) for spec in contest.layouts] == ["baseline", "random"]
+    found = hold(searcher, contest)
+    assert verdict(found) == (None, "the search's best layout is the baseline itself")
+
+
+def test_a_better_baseline_is_no_loser() -> None:
+    best, base = standing(0, (2.0, 2.1), control=False), standing(1, (1.8, 1.9), role="baseline")
+    named, why = verdict([base, best, standing(2, (2.4, 2.5))])
+    assert named is None
+    assert why == "the baseline is better than all that the search found"
+
+
+@pytest.mark.parametrize(
+    ("text", "solved", "word"),
+    [
+        ((2.00, 2.01, 2.02), 2, "better"),
+        ((2.20, 2.21, 2.22), 2, "worse"),
+        ((2.05, 2.15, 2.09), 2, "cannot tell"),
+        ((2.05, 2.15, 2.09), 3, "better"),
+        ((2.00, 2.01, 2.02), 1, "worse"),
+    ],
+)
+def test_a_difference_counts_when_its_interval_excludes_none(text: tuple[float, ...], solved: int, word: str) -> None:
+    found = against(standing(0, (2.1, 2.1, 2.1), role="baseline"), standing(1, text, solved=solved))
+    assert found["verdict"] == word

@@ -1,7 +1,8 @@
-"""The first notebook runs from its first cell to its last, in a kernel of its own, and shows what its text says."""
+"""The notebooks run from their first cell to their last, in a kernel of their own, and show what their text says."""
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -11,11 +12,12 @@ import nbformat
 import pytest
 from command_line import ENVIRONMENT
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_profile_search_read.ipynb"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NOTEBOOK = NOTEBOOKS / "01_profile_search_read.ipynb"
+FINDINGS = NOTEBOOKS / "02_which_layouts.ipynb"
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def execute(path: Path, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -24,9 +26,13 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
             warnings.filterwarnings("ignore", module=r"(jupyter_client|jupyter_core|nbclient|zmq)(\.|$)")
             from nbclient import NotebookClient
 
-            folder = tmp_path_factory.mktemp("notebook")
-            notebook = nbformat.read(NOTEBOOK, as_version=4)
+            notebook = nbformat.read(path, as_version=4)
             return NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return execute(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
 
 
 def text_of(executed: Any, start: str) -> str:
@@ -60,8 +66,25 @@ def test_the_figure_holds_every_block(executed: Any) -> None:
     assert names >= {"conv3/256", "swa128/256", "gqa2/256"}
 
 
-def test_the_notebook_is_stored_without_results() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.slow
+def test_the_findings_are_what_the_commands_have_written() -> None:
+    """Read from docs/findings as it is committed; every mean on the page is that of its seeds."""
+    shown = execute(FINDINGS, NOTEBOOKS)
+    errors = [output for cell in shown.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert errors == []
+    operators = json.loads((NOTEBOOKS.parent / "docs" / "findings" / "operators.json").read_text())
+    table = text_of(shown, "text_table(operators)")
+    for row in operators["tasks"]["text"]:
+        assert len(row["values"]) == len(operators["seeds"])
+        assert f"{sum(row['values']) / len(row['values']):.3f}" in table
+    assert "95 %" not in table  # intervals are numbers
+    assert re.search(r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\)", table)
+    assert re.search(r"\d of \d seeds", text_of(shown, 'row["solved"]'))
+
+
+@pytest.mark.parametrize("path", [NOTEBOOK, FINDINGS], ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_results(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)

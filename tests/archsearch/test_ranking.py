@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from archsearch.quality import ranking
-from archsearch.quality.ranking import between_seeds, rank
+from archsearch.quality.ranking import between_seeds, paired, rank
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,19 @@ def test_seeds_against_each_other() -> None:
         between_seeds(rows[:1])
     with pytest.raises(ValueError, match="cannot be ranked"):
         rank([1.0], [1.0, 2.0])
+
+
+def test_a_paired_difference_is_student_s() -> None:
+    """By hand: differences -1, -2, -3; mean -2, standard error 1/sqrt(3), t(0.975, 2) = 4.3027."""
+    found = paired([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert found.mean == pytest.approx(-2)
+    assert found.low is not None
+    assert found.high is not None
+    assert (found.low, found.high) == pytest.approx((-2 - 4.30265 / 3**0.5, -2 + 4.30265 / 3**0.5), abs=1e-4)
+    assert found.word == "cannot tell"
+    assert paired([1.0, 1.1, 1.2], [2.0, 2.1, 2.21]).word == "better"
+    assert paired([2.0, 2.1, 2.21], [1.0, 1.1, 1.2]).word == "worse"
+    assert paired([1.0], [2.0]).low is None
+    assert paired([1.0], [2.0]).word == "cannot tell"
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired([1.0], [2.0, 3.0])

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from command_line import ENVIRONMENT, command, run_command
 from optuna.trial import FrozenTrial, TrialState
-from postgres import postgres
+from postgres import cluster, postgres
 from test_quality_evaluator import spec_of, wait_for
 
 from archsearch.errors import StoreError
@@ -251,6 +251,51 @@ def test_four_workers_on_postgresql_one_killed_lose_and_double_nothing(server: s
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.communicate()
         evaluator.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_stood_still_and_a_server_that_was_away_lose_and_double_nothing(tmp_path: Path) -> None:
+    """SIGSTOP for longer than three signs of life, then SIGCONT; and PostgreSQL ended at once in the middle of trainings."""
+    path, wanted = tmp_path / "quality.jsonl", [spec_of(pattern) for pattern in ("c", "a", "ca", "ac")]
+    with cluster() as server:
+        evaluator = SharedEvaluator(path, LONG, url=server.url, workers=0, heartbeat_s=1)
+        queue = evaluator.queue
+        workers = [start_worker(server.url, "--heartbeat", "1") for _ in range(2)]
+        found: list[Any] = []
+        search = threading.Thread(target=lambda: found.extend(evaluator.evaluate_all(wanted)))
+        search.start()
+        try:
+
+            def running() -> list[FrozenTrial]:
+                pids = {child.pid for child in psutil.Process(workers[0].pid).children(recursive=True)}
+                return [t for t in queue.trials() if t.state == TrialState.RUNNING and t.user_attrs.get("pid") in pids]
+
+            wait_for(running)
+            (stalled,) = running()
+            os.killpg(workers[0].pid, signal.SIGSTOP)
+            wait_for(lambda: queue.trials()[stalled.number].state == TrialState.FAIL)
+            os.killpg(workers[0].pid, signal.SIGCONT)
+            wait_for(lambda: any(trial.state == TrialState.RUNNING for trial in queue.trials()))
+            server.stop()
+            time.sleep(3)
+            server.start()
+            search.join(timeout=240)
+            assert not search.is_alive()
+            assert sorted(quality.spec.spec_id for quality in found) == sorted(spec.spec_id for spec in wanted)
+            keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+            assert len(keys) == len(set(keys)) == 8
+            complete = Counter(trial.user_attrs["key"] for trial in queue.trials() if trial.state == TrialState.COMPLETE)
+            assert complete == dict.fromkeys(keys, 1)
+            ended = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+            assert sum(document["trained"] for document in ended) == 8
+            assert sum(document["failed"] for document in ended) == 0
+            assert ended[0]["late"] >= 1  # it came to a result, which does not count
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    os.killpg(worker.pid, signal.SIGKILL)
+                worker.communicate()
+            evaluator.close()
 
 
 @pytest.mark.slow
