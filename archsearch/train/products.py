@@ -32,7 +32,8 @@ PROBE = 256
 def fastest_products(hidden_size: int, device: str) -> Products:
     """The faster library for the three products of a layer (forward, gradient of the input, gradient of the weight) of this width,
     by timing them in turns. Only CPUs have a choice."""
-    if device != "cpu" or not torch.backends.mkldnn.is_available() or not onednn_is_exact():
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device != "cpu" or not has_onednn or not onednn_is_exact():
         return "blas"
     matrices = _matrices(min(hidden_size, WIDEST))
     seconds: dict[Products, list[float]] = {"blas": [], "onednn": []}
