@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 WAIT = timedelta(hours=24)
 """Longest wait for another process at an agreement: the first one may tokenise for hours. One that is gone is noticed at once."""
+REASON = re.compile(r"Connection [^\[.]*|timed out[^.]*", re.IGNORECASE)
+"""What of gloo's long messages a user can do something with."""
 TOLD = "archsearch/told-of-a-lost-process"
 
 
@@ -224,10 +227,11 @@ class Several(Team):
 
     def _lost(self, error: Exception) -> ArchsearchError:
         """One line from whoever notices first; all others are silent."""
-        reason = str(error).splitlines()[0]
+        first_line = str(error).splitlines()[0]
+        found = REASON.search(first_line)
         message = (
-            f"another process of this training has ended, or the network to it broke ({reason[-160:]}); its own output says why; "
-            "go on from the last checkpoint with --resume"
+            f"another process of this training has ended, or the network to it broke ({found[0].strip() if found else first_line[:160]}); "
+            "its own output says why; go on from the last checkpoint with --resume"
         )
         try:
             told = _store(seconds=5).add(f"{TOLD}/{self._launch.restarts}", 1) > 1
