@@ -56,7 +56,7 @@ def test_mksh_and_toybox_hold_the_lock_and_let_it_go(device_id: str, arm64: Fake
     two.close()
 
 
-LEFT = f"mkdir -p {HOME}/bundles/x && cd {HOME}/bundles/x && (trap '' HUP; exec sleep 4242 >/dev/null 2>&1 </dev/null) & sleep 0.5"
+LEFT = f"{{ mkdir -p {HOME}/bundles/x && cd {HOME}/bundles/x && trap '' HUP && exec sleep 4242; }} >/dev/null 2>&1 </dev/null & true"
 """What adbd's hanging up does not end."""
 
 
