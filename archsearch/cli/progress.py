@@ -31,12 +31,12 @@ def clock(seconds: float | None) -> str:
 class Bar:
     """One line: what is done, how far, what just happened, how long it will take."""
 
-    def __init__(self, title: str, bar_width: int = 20, shared: Progress | None = None) -> None:
+    def __init__(self, title: str, bar_width: int = 20, shared: Progress | None = None, title_width: int = 8) -> None:
         self.title, self._note_width = title, NOTE_WIDTH + 20 - bar_width
         self._shown = title if len(title) <= TITLE_WIDTH else f"{title[: TITLE_WIDTH - 1]}…"
         self._shared = shared is not None
-        if shared is not None:  # one of several lines, whose titles are as long as devices' names
-            self._note_width = max(12, self._note_width - 2 - len(self._shown))
+        if shared is not None:  # one of several lines, whose titles are as wide as the longest of devices' names
+            self._note_width = max(12, self._note_width - 2 - title_width)
         self._progress = shared or _progress(bar_width, 8)
         self._task: TaskID | None = None
         self._told, self._total = -1.0, 0.0
@@ -93,13 +93,14 @@ def side_by_side(title: str, names: Sequence[str]) -> Iterator[dict[str, Bar]]:
         with stage(title) as bar:
             yield {names[0]: bar}
         return
-    shared = _progress(8, min(TITLE_WIDTH, max(map(len, names))))
+    width = min(TITLE_WIDTH, max(map(len, names)))
+    shared = _progress(8, width)
     with contextlib.ExitStack() as stack:
         if stderr.is_terminal:
             stack.enter_context(shared)
         else:
             stderr.print(f"{title} ...", style="bold")
-        yield {name: stack.enter_context(Bar(name, 8, shared)) for name in names}
+        yield {name: stack.enter_context(Bar(name, 8, shared, width)) for name in names}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,20 +56,25 @@ def test_mksh_and_toybox_hold_the_lock_and_let_it_go(device_id: str, arm64: Fake
     two.close()
 
 
-LEFT = f"mkdir -p {HOME}/bundles/x && cd {HOME}/bundles/x && (trap '' HUP; exec sleep 4242 >/dev/null 2>&1 </dev/null) & sleep 0.5"
+LEFT = f"{{ mkdir -p {HOME}/bundles/x && cd {HOME}/bundles/x && trap '' HUP && exec sleep 4242; }} >/dev/null 2>&1 </dev/null & true"
 """What adbd's hanging up does not end."""
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    """Under qemu a program takes a while to begin, and to end."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "not within a minute"
+        time.sleep(0.1)
 
 
 def test_mksh_and_toybox_end_what_is_left_when_they_are_hung_up_on(device_id: str, arm64: FakePhone) -> None:
     link = connect(device_id)
     guard, _ = session._guarded(link, Owner.new())
     run(link, LEFT)
-    assert arm64.processes("sleep 4242")
+    wait_for(lambda: bool(arm64.processes("sleep 4242")))
     guard.close()
-    deadline = time.monotonic() + 60
-    while arm64.processes("sleep 4242"):
-        assert time.monotonic() < deadline, "still running"
-        time.sleep(0.1)
+    wait_for(lambda: not arm64.processes("sleep 4242"))
     link.close()
 
 
@@ -77,6 +82,7 @@ def test_mksh_and_toybox_hand_over_what_a_program_that_has_ended_holds(device_id
     one, two = connect(device_id), connect(device_id)
     session._guarded(one, Owner.new())  # of no session that this process knows
     run(one, LEFT)
+    wait_for(lambda: bool(arm64.processes("sleep 4242")))
     with taken(two):
         assert not arm64.processes("sleep 4242")
     one.close()
