@@ -154,6 +154,7 @@ def test_tokens_of_another_vocabulary_are_refused(tmp_path):
 def test_probe_fills_windows_before_it_decodes():
     assert probe_lengths(spec_of(CONV, GQA), 8192) == (64, 64)
     assert probe_lengths(spec_of(SWA | {"window": 256}, GQA), 8192) == (264, 64)
+    assert probe_lengths(spec_of(SWA | {"window": 1024}), 8192) == (1024 + 56, 64)  # a buffer of 1088 rows is moved on the way
     assert probe_lengths(spec_of(SWA | {"window": 4096}), 1024) == (1024 - 64, 64)
     with pytest.raises(InputError, match="max_context: 64 positions have no room for the 65 tokens"):
         probe_lengths(spec_of(GQA), 64)
