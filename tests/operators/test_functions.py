@@ -29,7 +29,7 @@ def angles(tokens: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("tokens", [1, 2, 3, 9])
 @pytest.mark.parametrize("taps", [1, 3, 7])
 def test_gradients_of_the_gated_convolution_are_those_of_its_values(tokens: int, taps: int) -> None:
-    assert gradcheck(functions.gated_conv, (random(2, tokens, 3 * D), random(taps, D, seed=1)))
+    assert gradcheck(functions.gated_conv, (random(2, tokens, 3 * 2), random(taps, 2, seed=1)))
 
 
 def test_gradients_of_norm_and_rotation_are_those_of_their_values() -> None:
