@@ -199,8 +199,9 @@ class Several(Team):
             lost = _is_loss(error)  # torchrun's SIGTERM is on its way, and must not come before the word of what has happened
             raise
         finally:
-            for number, handler in () if lost else before.items():
-                signal.signal(number, handler)
+            if not lost:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def _ask_to_stop(self, *_: object) -> None:
         self._stop_asked = True
