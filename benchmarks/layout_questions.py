@@ -2,10 +2,10 @@
 
     python benchmarks/layout_questions.py operators --run runs/findings [--seeds 3] [--text-steps 360] [--recall-steps 400] [--minutes 4]
 
-`operators`: short convolution, SWA, GLA and GQA alone, and three of them around one attention layer. `attention`: how many attention layers
-among convolutions, and where. `kernels`: 3 against 7, alone and around one attention layer. Each result is kept in RUN/quality.jsonl as
-it comes; the same command goes on, also after `--minutes`. When all are there, RUN/QUESTION.json has every training with its curve, and the
-differences from the question's first layout: paired by seed, with a 95 % interval by Student's t.
+`operators`: short convolution, SWA, GLA and GQA alone, and three of them around one attention layer; `recall`: the latter on recall.
+`attention`: how many attention layers among convolutions, and where. `kernels`: 3 against 7, alone and around one attention layer. Each
+result is kept in RUN/quality.jsonl as it comes; the same command goes on, also after `--minutes`. When all are there, RUN/QUESTION.json has
+every training with its curve, and the differences from the question's first layout: paired by seed, with a 95 % interval by Student's t.
 
 Letters: c, C short convolution with kernel 3, 7; s sliding window of a quarter of the context; l GLA; a GQA with 4 heads on 2.
 """
@@ -43,18 +43,25 @@ OPERATORS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """Layouts to train on each task, in letters; others are compared with the first of a task."""
+    """Layouts to train on each task, in letters; others are compared with the first of a task.
+
+    Attributes:
+        among: layouts whose middle one decides how many parameters all have; those of the question unless given.
+    """
 
     text: tuple[str, ...] = ()
     recall: tuple[str, ...] = ()
+    among: tuple[str, ...] = ()
 
     @property
     def asked(self) -> tuple[tuple[Task, tuple[str, ...]], ...]:
         return ("text", self.text), ("recall", self.recall)
 
 
+ALONE_AND_AROUND = ("cccc", "ssss", "llll", "aaaa", "ccac", "ssas", "llal")
 QUESTIONS = {
-    "operators": Question(text=("cccc", "ssss", "llll", "aaaa", "ccac", "ssas", "llal"), recall=("ccac", "ssas", "llal")),
+    "operators": Question(text=ALONE_AND_AROUND),
+    "recall": Question(recall=("ccac", "ssas", "llal"), among=ALONE_AND_AROUND),
     "attention": Question(text=("cccccc", "cccacc", "cacaca"), recall=("cacccc", "accccc", "cccacc", "ccccca", "cacaca")),
     "kernels": Question(text=("cccc", "CCCC", "ccac", "CCaC")),
 }
@@ -115,7 +122,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     options = parser.parse_args()
     asked = QUESTIONS[options.question]
-    letters = list(dict.fromkeys((*asked.text, *asked.recall)))
+    letters = list(dict.fromkeys((*asked.among, *asked.text, *asked.recall)))
     specs = dict(zip(letters, equal_parameters([spec_of(layout) for layout in letters], context=CONTEXT), strict=True))
     settings = QualitySettings(recall_steps=options.recall_steps, text_steps=options.text_steps, context=CONTEXT)
     trainings = list(trainings_of(options.question, specs, settings, range(FIRST_SEED, FIRST_SEED + options.seeds)))

@@ -235,6 +235,28 @@ def test_a_choice_beside_another_checkpoint_goes_elsewhere_and_says_so(copy: Pat
     assert (copy / "choice.toml").exists()
 
 
+def test_confirm_and_the_same_layouts_at_a_larger_width(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:
+    arguments = ("confirm", space, "--run", copy, "--top", "2", "--controls", "1", "--longer", "1", "--workers", "1")
+    refused = call(*arguments, "--tokens-per-parameter", "20")
+    assert refused.status == 1
+    assert "give --width 256" in refused.error
+    assert "multiple of 64" in call(*arguments, "--width", "100").error
+    wide = call(*arguments, "--width", "64", "--tokens-per-parameter", "0.02", "--json")
+    assert wide.status == 0, wide.err
+    document = wide.document
+    (at,) = document["scale"]["widths"]
+    assert at["width"] == 64
+    assert {row["spec_id"] for row in at["standings"]} == {row["spec_id"] for row in document["standings"]}
+    assert all(len(row["text_bits_per_byte"]) == 2 for row in at["standings"])
+    assert document["scale"]["holds"] in (True, False, None)
+    assert json.loads((copy / "confirmation.json").read_text()) == document
+    lines = (copy / "scale.jsonl").read_text()
+    shown = call(*arguments, "--width", "64", "--tokens-per-parameter", "0.02")
+    assert "width 64: 0.02 tokens a parameter" in shown.out
+    assert document["scale"]["why"] in " ".join(shown.out.split())
+    assert (copy / "scale.jsonl").read_text() == lines  # nothing was trained again
+
+
 def test_impossible_budgets_say_what_can_be_reached(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:
     chosen = (copy / "spec.toml").read_bytes()
     ended = call("search", space, "--run", copy, "--budget", "decode_ms@64<=1e-6", "--budget", "parameters<=1e9", "--json")
