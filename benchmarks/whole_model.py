@@ -7,8 +7,8 @@ pages from the allocator; threads that wait spin, as all these runtimes have it 
 with quartiles, and ours over theirs, round by round. Beside each stands its share of the machine's limits, the fastest of all rounds:
 stored int4 weights over read bandwidth for decode, int8 and float32 arithmetic for prefill. Rivals that are not there are named with
 what would install them. Each line of a round says what share of all cores other programs took meanwhile: above a few per cent, it
-measured them, too. With `--json`, rounds that the file holds already are kept and new ones added, so that a machine need not be
-quiet for long at a time; `--rounds 0` prints the table of what is there.
+measured them, too, and above `--others` (a tenth) the run is left out of the table. With `--json`, rounds that the file holds already
+are kept and new ones added, so that a machine need not be quiet for long at a time; `--rounds 0` prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -132,6 +132,11 @@ def medians(rounds: Sequence[dict]) -> dict[tuple[str, int, str], dict[int, floa
     return found
 
 
+def undisturbed(rounds: Sequence[dict], others: float) -> list[dict]:
+    """What was measured while other programs took at most that share of all cores."""
+    return [row for row in rounds if row["others_share"] <= others]
+
+
 def ratios(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
     """Ours over theirs in every round that has both."""
     return [ours[number] / theirs[number] for number in sorted(ours.keys() & theirs.keys())]
@@ -181,6 +186,7 @@ def main() -> None:
     parser.add_argument("--rivals", default=",".join(RIVALS), help="names, separated by commas; a name's first word is enough")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the order in which runtimes are run")
+    parser.add_argument("--others", type=float, default=0.1, help="largest share of other programs that the table takes")
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's own benchmark program")
     parser.add_argument(
         "--models", type=Path, default=Path("runs/whole-model"), help="where models are written and found again (about 4 GB)"
@@ -221,9 +227,11 @@ def main() -> None:
             speeds = ", ".join(f"{workload} {np.median(values):.1f}" for workload, values in samples.items())
             print(f"round {number}, {name}, {count} thread(s): {speeds} (other programs {busy:.0%})", flush=True)
             if options.json:
-                kept = {"spec": spec.name, "machine": platform.processor() or platform.machine(), "limits": limits, "rounds": rounds}
-                options.json.write_text(json.dumps(kept, indent=1) + "\n")
-    Console(width=140).print(table(rounds, workloads, threads, roofs(spec, workloads, limits)))
+                record = {"spec": spec.name, "machine": platform.processor() or platform.machine(), "limits": limits, "rounds": rounds}
+                options.json.write_text(json.dumps(record, indent=1) + "\n")
+    kept = undisturbed(rounds, options.others)
+    print(f"{len(rounds) - len(kept)} of {len(rounds)} runs left out: other programs took more than {options.others:.0%} meanwhile")
+    Console(width=140).print(table(kept, workloads, threads, roofs(spec, workloads, limits)))
 
 
 if __name__ == "__main__":

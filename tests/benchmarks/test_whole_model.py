@@ -72,6 +72,11 @@ def test_ratios_are_taken_within_a_round(whole_model):
     assert whole_model.ratios(speeds["decode@0", 2, "a"], speeds["decode@0", 2, "b"]) == [2.0, 3.0]
 
 
+def test_what_other_programs_disturbed_is_left_out(whole_model):
+    rounds = [round_of(0, "a") | {"others_share": share} for share in (0.02, 0.1, 0.11)]
+    assert whole_model.undisturbed(rounds, 0.1) == rounds[:2]
+
+
 def test_the_table_names_every_runtime_that_was_measured_and_no_other(whole_model):
     rounds = [round_of(0, whole_model.OURS, **{"decode@0": [80.0]}), round_of(0, "llama.cpp Q4_0", **{"decode@0": [100.0]})]
     shown = whole_model.table(rounds, ["decode@0", "prefill@512"], [1, 2], {(2, "decode@0", "read_bandwidth"): 160.0})
