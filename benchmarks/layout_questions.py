@@ -2,7 +2,7 @@
 
     python benchmarks/layout_questions.py operators --run runs/findings [--seeds 3] [--text-steps 360] [--recall-steps 400] [--minutes 4]
 
-`operators`: short convolution, SWA, GLA and GQA alone, and three of them around one attention layer; `recall`: the latter on recall.
+`operators`: short convolution, SWA, GLA and GQA alone. `around`: the first three around one attention layer, also on recall.
 `attention`: how many attention layers among convolutions, and where. `kernels`: 3 against 7, alone and around one attention layer. Each
 result is kept in RUN/quality.jsonl as it comes; the same command goes on, also after `--minutes`. When all are there, RUN/QUESTION.json has
 every training with its curve, and the differences from the question's first layout: paired by seed, with a 95 % interval by Student's t.
@@ -60,8 +60,8 @@ class Question:
 
 ALONE_AND_AROUND = ("cccc", "ssss", "llll", "aaaa", "ccac", "ssas", "llal")
 QUESTIONS = {
-    "operators": Question(text=ALONE_AND_AROUND),
-    "recall": Question(recall=("ccac", "ssas", "llal"), among=ALONE_AND_AROUND),
+    "operators": Question(text=ALONE_AND_AROUND[:4], among=ALONE_AND_AROUND),
+    "around": Question(text=ALONE_AND_AROUND[4:], recall=ALONE_AND_AROUND[4:], among=ALONE_AND_AROUND),
     "attention": Question(text=("cccccc", "cccacc", "cacaca"), recall=("cacccc", "accccc", "cccacc", "ccccca", "cacaca")),
     "kernels": Question(text=("cccc", "CCCC", "ccac", "CCaC")),
 }

@@ -79,7 +79,7 @@ def test_the_findings_are_what_the_commands_have_written() -> None:
         assert f"{sum(row['values']) / len(row['values']):.3f}" in table
     assert "95 %" not in table  # intervals are numbers
     assert re.search(r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\)", table)
-    assert re.search(r"\d of \d seeds", text_of(shown, 'row["solved"]'))
+    assert re.search(r"\d of \d seeds", text_of(shown, 'around = read("around")'))
 
 
 @pytest.mark.parametrize("path", [NOTEBOOK, FINDINGS], ids=lambda path: path.stem)
