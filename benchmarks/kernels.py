@@ -1,20 +1,23 @@
 """The two kernels that decide a model's speed, alone and with cold weights or caches: products in each form of their weights,
 attention in each form of its cache.
 
-    python benchmarks/kernels.py [--only products,attention --threads 1,2]
+    python benchmarks/kernels.py [--only products,attention,rounding --threads 1,2]
 
 Products: twelve pairs 1024 -> 4608 -> 1024 in a chain (two of them for 512 rows), which no cache holds; printed is the speed at which
 what the runtime keeps of them is read, and how much they compute. Attention: six layers of 16 heads on 8, each with a cache of its own.
 All forms run interleaved in shuffled order in one process; median of six rounds, and the fastest and slowest. Threads that wait spin.
-Nothing here is compared with a reference: what is taken into a graph is (`operators/graph/check.py`).
+Nothing timed here is compared with a reference: what is taken into a graph is (`operators/graph/check.py`). Rounding prints what blocks of
+each size cost: RMS of what rounding changes, relative to the weights', for normal and for heavy-tailed (Laplace) ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
+from unittest.mock import patch
 
 import numpy as np
 
@@ -22,6 +25,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from operators import quantize
 
 D, F, PAIRS = 1024, 4608, 12
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 6, 16, 8, 64
@@ -175,11 +180,23 @@ def report(title: str, found: Mapping[str, list[float]], note: Callable[[str, fl
         print(f"{title:34} {name:34} {spread:28} {ratio:.2f}  {note(name, float(np.median(values)))}", flush=True)
 
 
+def rounding() -> None:
+    rng = np.random.default_rng(0)
+    for name, weights in {"normal": rng.standard_normal((1024, 1024)), "Laplace": rng.laplace(size=(1024, 1024))}.items():
+        matrix = weights.astype(np.float32)
+        for bits, block in itertools.product((4, 8), (32, 64, 128)):
+            with patch.object(quantize, "QUANT_BLOCK", block):
+                change = quantize.dequantize(quantize.quantize(matrix, bits)) - matrix
+            print(f"{name} weights in {bits} bits, blocks of {block}: {np.sqrt(np.mean(change**2) / np.mean(matrix**2)):.2%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="products,attention")
+    parser.add_argument("--only", default="products,attention,rounding")
     parser.add_argument("--threads", default="1,2")
     options = parser.parse_args()
+    if "rounding" in options.only:
+        rounding()
     for threads in map(int, options.threads.split(",")):
         for rows, pairs in ((1, PAIRS), (512, 2)) if "products" in options.only else ():
             x = np.random.default_rng(0).standard_normal((1, rows, D)).astype(np.float32)
