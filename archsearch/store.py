@@ -67,12 +67,17 @@ class Row:
     rounds: dict[int, np.ndarray]
     """Wall nanoseconds of every timed run, by round."""
     cpu: dict[int, np.ndarray]
-    states: tuple[dict[str, Any], ...]
-    """The machine before, during and after every round."""
+    looks: dict[int, tuple[dict[str, Any], ...]]
+    """The machine before, during and after each round."""
     series: tuple[str, ...]
     processes: dict[int, str]
     """The series that measured each round."""
     memory: tuple[dict[str, Any], ...]
+
+    @property
+    def states(self) -> tuple[dict[str, Any], ...]:
+        """The looks of all rounds, in order."""
+        return tuple(look for number in sorted(self.looks) for look in self.looks[number])
 
     @property
     def status(self) -> str:
@@ -371,8 +376,8 @@ def _pack(samples: Sequence[int]) -> bytes:
     return np.asarray(samples, "<i8").tobytes()
 
 
-def _states(entry: sqlite3.Row) -> list[dict[str, Any]]:
-    return [json.loads(entry["before"]), *json.loads(entry["during"] or "[]"), json.loads(entry["after"])]
+def _looks(entry: sqlite3.Row) -> tuple[dict[str, Any], ...]:
+    return json.loads(entry["before"]), *json.loads(entry["during"] or "[]"), json.loads(entry["after"])
 
 
 def _row(row: sqlite3.Row, rounds: list[sqlite3.Row], memory: list[dict[str, Any]]) -> Row:
@@ -393,7 +398,7 @@ def _row(row: sqlite3.Row, rounds: list[sqlite3.Row], memory: list[dict[str, Any
         detail=row["detail"],
         rounds={entry["number"]: np.frombuffer(entry["wall"], "<i8") for entry in rounds},
         cpu={entry["number"]: np.frombuffer(entry["cpu"], "<i8") for entry in rounds if entry["cpu"] is not None},
-        states=tuple(state for entry in rounds for state in _states(entry)),
+        looks={entry["number"]: _looks(entry) for entry in rounds},
         series=tuple(dict.fromkeys([*(entry["series_id"] for entry in rounds), *(entry["series_id"] for entry in memory)])),
         processes={entry["number"]: entry["series_id"] for entry in rounds},
         memory=tuple(memory),

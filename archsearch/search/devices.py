@@ -1,8 +1,8 @@
 """What a search asks of one or several devices: their cost tables behind one face, with views of the tail and of the hot state.
 
 A view is a table of its own over changed rounds. Of the tail: a chain's 95th percentile over all its single runs; adding those up says
-that slow moments hit all layers of a run alike, which is how other tenants and interrupts come. Of the hot state: only rounds before or
-after which the machine was hot or throttled (`devices.health.flags`).
+that slow moments hit all layers of a run alike, which is how other tenants and interrupts come. Of the hot state: only rounds before,
+during or after which the machine was hot or throttled (`devices.health.flags`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from archsearch.spec import ArchSpec
 from archsearch.store import Row
 from archsearch.walk import WalkLaw
 from devices.health import flags
-from devices.plan import MachineState
+from devices.protocol import decode_state
 from operators.specs import BlockSpec, ModelDims
 
 if TYPE_CHECKING:
@@ -134,14 +134,8 @@ def _tail(row: Row) -> Row:
 
 
 def _hot(row: Row) -> Row:
-    """The rounds before or after which the machine was hot or throttled."""
-    names = MachineState.__dataclass_fields__
-    pairs = [row.states[i : i + 2] for i in range(0, len(row.states), 2)]
-    hot = {
-        number
-        for number, pair in zip(sorted(row.rounds), pairs, strict=False)
-        if HOT & set(flags([MachineState(**{k: v for k, v in state.items() if k in names}) for state in pair]))
-    }
+    """The rounds before, during or after which the machine was hot or throttled."""
+    hot = {number for number, looks in row.looks.items() if HOT & set(flags([decode_state(look) for look in looks]))}
     return replace(row, rounds={number: samples for number, samples in row.rounds.items() if number in hot})
 
 

@@ -29,7 +29,7 @@ from archsearch.search.table import CostArrays
 from archsearch.space import Space
 from archsearch.store import Store
 from devices.base import DeviceInfo
-from devices.plan import Case, Event, RoundResult, RunPlan
+from devices.plan import Case, Event, Look, RoundResult, RunPlan
 
 DECODE = Metric("decode_ms", 64)
 SPACE = Space.from_dict(
@@ -65,6 +65,8 @@ class UnsteadyDevice(FakeDevice):
                 continue
             hot = self.hot and event.round % 3 == 2
             state = replace(NOW, temperature_c=95.0 if hot else 50.0)
+            if event.round % 2 == 0:  # a round that takes long is looked at meanwhile
+                yield Look(case_id=event.case_id, round=event.round, state=NOW)
             yield replace(event, wall_ns=self.samples(cases[event.case_id], hot), before=NOW, after=state)
 
     def samples(self, case: Case, hot: bool) -> tuple[int, ...]:
