@@ -1,119 +1,142 @@
-"""How much colder is a block in a larger model? Chains of several lengths, mixed models, and a law that joins them.
+"""How much colder is a block in a larger model? Chains of several lengths, mixed models, and the law that joins them.
 
-A decode step walks through all weights and caches of a model, so what the processor's caches still hold from the step before depends on
-the bytes W of the whole walk, not on the block's. The law: a byte costs `p(W)` more than in a walk that fits, the same for all blocks,
+Measures, interleaved in fresh processes, chains of each operator as `archsearch profile` does (two lengths, of one operator more),
+embedding with head, and whole models of operators drawn at random; fits the law (`archsearch.walk`) to the chains, and prints the models' errors
+beside those of the plain sum of long chains. Nothing here is told what a model takes.
 
-    T(model) = sum of warm blocks + W * p(W)
-    p(W)     = (time a copy in a chain that walks W - least time a copy) / bytes of a copy
-
-with p read off one kind of block (`--curve`) in chains of growing length, and every other block and the head measured once. Prints the
-errors of mixed models beside those of the plain sum of chains as deep as the model.
-
-    python benchmarks/working_set.py [--hidden 512] [--precision int4] [--threads 1] [--context 1024] [--layers 12] [--rounds 5]
+    python benchmarks/working_set.py [--hidden 512] [--precision int4] [--threads 1] [--context 1024] [--layers 12] [--models 8] [--seed 0]
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from archsearch.cases import Subject, block_label, block_subject, head_subject, make_case, write_subject
 from archsearch.estimate import QUANTILE
+from archsearch.profile import CURVE_COPIES, MORE_COPIES, SHORT_COPIES
+from archsearch.walk import Chain, WalkLaw, fit_walk
 from archsearch.workload import Workload
 from devices import open_device
 from devices.agent.limits import last_level_cache
 from devices.plan import Failed, RoundResult, RunPlan
 from operators.costs import block_costs, head_weights, weight_bytes
 from operators.graph import read_info
-from operators.specs import BlockSpec, FfnSpec, GqaSpec, ModelDims, ShortConvSpec
-
-VOCABULARY = 8192
-LENGTHS = (1, 2, 3, 4, 6, 9, 12, 18, 24)
+from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, ShortConvSpec, SwaSpec
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--precision", default="int4", choices=("fp32", "int8", "int4"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--curve", default="gqa", choices=("conv", "gqa"))
-    arguments = parser.parse_args()
-    workload = Workload(phase="decode", tokens=1, context=arguments.context, precision=arguments.precision, threads=arguments.threads)
-    dims = ModelDims(hidden_size=arguments.hidden)
-    ffn = FfnSpec(intermediate_size=arguments.hidden * 5 // 2)
-    heads = arguments.hidden // 64
-    conv = BlockSpec(operator=ShortConvSpec(kernel_size=3), ffn=ffn)
-    gqa = BlockSpec(operator=GqaSpec(heads=heads, kv_heads=max(1, heads // 2), head_dim=64), ffn=ffn)
-    depth = arguments.layers
-    mixes = {n: mixed(conv, gqa, n, depth, dims) for n in sorted({0, depth // 6, depth // 3, depth // 2, 3 * depth // 4, depth})}
-    head = head_subject(dims, VOCABULARY, tie_embeddings=True)
-    curve = gqa if arguments.curve == "gqa" else conv
-    lengths = sorted({*LENGTHS, depth})
-    chains = [block_subject(curve, dims, n) for n in lengths] + [block_subject(b, dims, depth) for b in (conv, gqa) if b != curve]
+    parser.add_argument("--models", type=int, default=8)
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    workload = Workload(phase="decode", tokens=1, context=given.context, precision=given.precision, threads=given.threads)
+    dims, heads = ModelDims(hidden_size=given.hidden), given.hidden // 64
+    shared = {"heads": heads, "kv_heads": max(1, heads // 2), "head_dim": 64}
+    operators = (ShortConvSpec(kernel_size=3), GqaSpec(**shared), SwaSpec(**shared, window=256), GlaSpec(heads=4))
+    blocks = [BlockSpec(operator=operator, ffn=FfnSpec(intermediate_size=given.hidden * 5 // 2)) for operator in operators]
+    lengths = (SHORT_COPIES, given.layers + MORE_COPIES)
+    copies = {
+        block: lengths if block != blocks[0] else (*lengths[:1], *(n for n in CURVE_COPIES if n < lengths[1]), lengths[1])
+        for block in blocks
+    }
+    head = head_subject(dims, given.vocabulary, tie_embeddings=True)
+    models = drawn(blocks, dims, given.vocabulary, given.layers, given.models, given.seed)
+    chains = {(block, n): block_subject(block, dims, n) for block in blocks for n in copies[block]}
     with tempfile.TemporaryDirectory() as directory:
-        times = measure([*mixes.values(), head, *chains], workload, Path(directory), arguments.rounds)
+        times = measure([*models, head, *chains.values()], workload, Path(directory), given.processes, given.rounds)
 
-    size = {block: touched(block, dims, workload) for block in (conv, gqa)}
-    head_size = sum(weight_bytes(w, workload.precision) for w in head_weights(dims, VOCABULARY, tie_embeddings=True))
-    walked = np.array([n * size[curve] for n in lengths])
-    each = np.array([times[block_subject(curve, dims, n).subject_id] for n in lengths])
-    # A lone copy bears the whole price of a call; what falls before the cheapest chain is that, not the caches.
-    rising = np.where(np.arange(len(each)) < each.argmin(), 0.0, each - each.min())
-    penalty = np.maximum.accumulate(rising / size[curve])
-
-    def p(walk: float) -> float:
-        return float(np.interp(walk, walked, penalty))
-
+    known = {
+        (block, n): Chain(block=block, copies=n, size_bytes=touched(block, dims, workload), each_ms=times[subject.subject_id])
+        for (block, n), subject in chains.items()
+    }
+    law = fit_walk(known.values())
     print(f"{workload.label}, {workload.precision}, {workload.threads} thread(s); last-level cache {last_level_cache() / 1e6:.0f} MB")
-    print(f"  {block_label(curve)}, {size[curve] / 1e6:.2f} MB a copy:")
-    for n, walk, time, extra in zip(lengths, walked, each, penalty, strict=True):
-        print(f"    {n:3} copies walk {walk / 1e6:6.1f} MB: {time:8.1f} µs each, {extra * 1e6:5.1f} µs more a MB")
-    deep = {block: times[block_subject(block, dims, depth).subject_id] for block in (conv, gqa)}
-    warm = {block: deep[block] - size[block] * p(depth * size[block]) for block in (conv, gqa)}
-    head_warm = times[head.subject_id] - head_size * p(head_size)
-    print("  attention layers   walks MB   measured µs   sum of chains   with the law")
-    for n, model in mixes.items():
-        walk = n * size[gqa] + (depth - n) * size[conv] + head_size
+    for block in blocks:
+        shown = ", ".join(f"{n}: {known[block, n].each_ms * 1e3:.1f}" for n in copies[block])
+        print(f"  {block_label(block):12} {known[block, lengths[0]].size_bytes / 1e6:5.2f} MB a copy; µs a copy in chains of {shown}")
+    if law is None:
+        print("longer chains take no longer: blocks just add up")
+        return
+    print(f"law: half missed at {law.capacity_bytes / 1e6:.1f} MB, steepness {law.steepness:g}, {law.ms_per_byte * 1e9:.1f} µs a MB missed")
+    head_bytes = sum(weight_bytes(w, workload.precision) for w in head_weights(dims, given.vocabulary, tie_embeddings=True))
+    print("  model           walks MB    measured ms   plain sum   with the law")
+    errors = []
+    for model in models:
         found = times[model.subject_id]
-        plain = times[head.subject_id] + n * deep[gqa] + (depth - n) * deep[conv]
-        law = head_warm + n * warm[gqa] + (depth - n) * warm[conv] + walk * p(walk)
-        print(f"  {n:16} {walk / 1e6:10.1f} {found:13.1f} {plain / found - 1:15.1%} {law / found - 1:14.1%}")
+        plain = times[head.subject_id] + sum(known[block, lengths[1]].each_ms for block in model.blocks)
+        predicted = with_law(law, known, lengths, model.blocks, times[head.subject_id], head_bytes)
+        walk = head_bytes + sum(known[block, lengths[0]].size_bytes for block in model.blocks)
+        errors.append((plain / found - 1, predicted / found - 1))
+        print(f"  {model.label:14} {walk / 1e6:9.1f} {found:14.3f} {errors[-1][0]:11.1%} {errors[-1][1]:14.1%}")
+    sizes = np.abs(np.array(errors))
+    for name, column in (("plain sum", sizes[:, 0]), ("with the law", sizes[:, 1])):
+        print(f"|error| of the {name}: median {np.median(column):.1%}, worst {column.max():.1%}")
 
 
-def mixed(conv: BlockSpec, gqa: BlockSpec, attention: int, depth: int, dims: ModelDims) -> Subject:
-    """A whole model with that many attention layers."""
-    return Subject(
-        blocks=(gqa,) * attention + (conv,) * (depth - attention), dims=dims, vocab_size=VOCABULARY, label=f"{attention} attention"
-    )
+def drawn(blocks: Sequence[BlockSpec], dims: ModelDims, vocabulary: int, layers: int, count: int, seed: int) -> list[Subject]:
+    """Whole models whose layers are drawn with odds of their own, so that some are nearly all of one kind."""
+    draw, found = random.Random(seed), []
+    for _ in range(count):
+        layout = tuple(draw.choices(blocks, weights=[draw.random() ** 2 for _ in blocks], k=layers))
+        label = "".join({"short_conv": "c", "gqa": "G", "swa": "s", "gla": "l"}[block.operator.kind] for block in layout)
+        found.append(Subject(blocks=layout, dims=dims, vocab_size=vocabulary, label=label))
+    return found
 
 
-def touched(block: BlockSpec, dims: ModelDims, workload: Workload) -> int:
+def with_law(
+    law: WalkLaw,
+    known: dict[tuple[BlockSpec, int], Chain],
+    lengths: tuple[int, int],
+    layout: Sequence[BlockSpec],
+    head_ms: float,
+    head_bytes: int,
+) -> float:
+    """As `archsearch.latency` puts a model together, milliseconds."""
+    walk = head_bytes + sum(known[block, lengths[0]].size_bytes for block in layout)
+    found = head_ms + law.ms_per_byte * head_bytes * float(law.missed(walk) - law.missed(head_bytes))
+    for block in layout:
+        short, long = (known[block, n] for n in lengths)
+        found += long.each_ms + law.cold_ms(short, long) * float(law.missed(walk) - law.missed(long.walk_bytes))
+    return found
+
+
+def touched(block: BlockSpec, dims: ModelDims, workload: Workload) -> float:
     """Bytes of weights and caches that a decode step reads."""
     costs = block_costs(block, dims)
-    return costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache)
+    return float(costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache))
 
 
-def measure(subjects: list[Subject], workload: Workload, directory: Path, rounds: int) -> dict[str, float]:
-    """Microseconds a copy by subject: the lower quartile of each round, and of the rounds; all interleaved in one process."""
+def measure(subjects: Sequence[Subject], workload: Workload, directory: Path, processes: int, rounds: int) -> dict[str, float]:
+    """Milliseconds a copy by subject: the lower quartile of each round, and of the rounds; all interleaved in each process."""
     cases = []
     for subject in subjects:
         path = write_subject(subject, directory, precision=workload.precision, max_context=workload.cache + 1)
         cases.append(make_case(subject.subject_id, path, read_info(path), workload))
     found: dict[str, list[float]] = {}
-    for event in open_device("local").run(RunPlan(cases=tuple(cases), threads=workload.threads, rounds=rounds, min_time_ns=60_000_000)):
-        match event:
-            case RoundResult():
-                found.setdefault(event.case_id, []).append(float(np.quantile(event.wall_ns, QUANTILE)))
-            case Failed():
-                raise SystemExit(f"could not be measured: {event.reason}: {event.detail}")
+    for seed in range(processes):
+        plan = RunPlan(cases=tuple(cases), threads=workload.threads, rounds=rounds, min_time_ns=50_000_000, seed=seed)
+        for event in open_device("local").run(plan):
+            match event:
+                case RoundResult():
+                    found.setdefault(event.case_id, []).append(float(np.quantile(event.wall_ns, QUANTILE)))
+                case Failed():
+                    raise SystemExit(f"could not be measured: {event.reason}: {event.detail}")
     copies = {subject.subject_id: subject.copies for subject in subjects}
-    return {key: float(np.quantile(values, QUANTILE)) / copies[key] / 1e3 for key, values in found.items()}
+    return {key: float(np.quantile(values, QUANTILE)) / copies[key] / 1e6 for key, values in found.items()}
 
 
 if __name__ == "__main__":
