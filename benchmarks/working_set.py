@@ -1,8 +1,8 @@
 """How much colder is a block in a larger model? Chains of several lengths, mixed models, and the law that joins them.
 
 Measures, interleaved in fresh processes, chains of each operator as `archsearch profile` does (two lengths, of one operator more),
-embedding with head, and whole models of operators drawn at random; fits the law (`archsearch.walk`) to the chains, and prints the models' errors
-beside those of the plain sum of long chains. Nothing here is told what a model takes.
+embedding with head, and whole models of operators drawn at random. Fits the law (`archsearch.walk`) to the chains, and prints the
+models' errors beside those of the plain sum of long chains. Nothing here is told what a model takes.
 
     python benchmarks/working_set.py [--hidden 512] [--precision int4] [--threads 1] [--context 1024] [--layers 12] [--models 8] [--seed 0]
 """
