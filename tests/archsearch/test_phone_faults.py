@@ -55,7 +55,7 @@ TINY = small(
     measure={"precision": "fp32", "passes": 1, "max_passes": 1, "rounds": 3, "min_time_ms": 30, "timeout_s": 30},
 )
 LATENCY, MEMORY = 6, 6
-"""What TINY's profile consists of: in prefill a chain and the head, in decode three chains and the head; memory of two chains and the head."""
+"""What TINY's profile consists of: in prefill a chain and the head, in decode three and the head; memory of two chains and the head."""
 
 
 @pytest.fixture
