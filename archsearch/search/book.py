@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize", "minimize"]
 RECALL, TEXT = "recall", "text_bits_per_byte"
 BY_HAND = "enqueued by hand"
+NAMING_S = 60.0
+"""By then, a trial that was put into the queue by hand and taken up names its process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         attributes = trial.user_attrs
-        if not is_gone(attributes.get("owner")):
+        if not is_gone(attributes.get("owner")) or ("owner" not in attributes and _just_begun(trial)):
             continue
         if "spec" in attributes:
             again = "retry_of" not in attributes or attributes.get("interrupted", False)
@@ -155,12 +158,19 @@ def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
+def _just_begun(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial that names no process may be on its way to do so: one that somebody put into the queue by hand, a moment ago."""
+    began = trial.datetime_start
+    return began is not None and (datetime.now() - began).total_seconds() < NAMING_S
+
+
 def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[optuna.Trial, ArchSpec]:
     """A trial for a layout; or for one that somebody else has put into the queue before it.
 
     The layout itself is an attribute: of one that is in no pattern, the parameters tell only the gist.
     """
-    attributes: dict[str, Any] = {"spec": entry.spec.to_json(), "source": entry.label or "inner pass"}
+    # With the owner from the very beginning: another search must not take it for one that was cut off.
+    attributes: dict[str, Any] = {"spec": entry.spec.to_json(), "source": entry.label or "inner pass", "owner": owner()}
     if entry.retry_of is not None:
         attributes["retry_of"] = entry.retry_of
     study.enqueue_trial(entry.design.to_dict(), user_attrs=attributes)

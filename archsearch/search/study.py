@@ -209,7 +209,8 @@ class Searcher:
                     f"{cut.spec.pattern}: the search was cut off twice while it trained this layout",
                 )
             elif self.costs(cut.spec).feasible:
-                design = self.designs.design(cut.params)
+                # Killed before its parameters were written, it has but the layout.
+                design = self.designs.design(cut.params) if cut.params else self.designs.nearest(cut.spec)
                 again.append(InnerDesign(design=design, spec=cut.spec, costs=self.costs(cut.spec), retry_of=cut.number))
         self.read(study)
         return again

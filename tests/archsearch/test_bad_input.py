@@ -409,7 +409,7 @@ def test_what_was_measured_before_the_disk_was_full_is_kept(space: Path, tmp_pat
     run.mkdir()
     make_database(database, device_id="adb:old")
     space.write_text(SPACE.replace("rounds = 2", "rounds = 40"))
-    ended = run_with_file_limit(database.stat().st_size + 100_000, "profile", space, "--run", run)
+    ended = run_with_file_limit(database.stat().st_size + 200_000, "profile", space, "--run", run)
     assert ended.status == 1, ended.err
     assert "the disk is full" in ended.error
     assert "free some space and run the same command" in ended.error

@@ -310,9 +310,7 @@ class Pretend(Team):
 
 
 @pytest.mark.parametrize(("batch", "size", "micro_batch"), [(8, 2, 2), (5, 2, 2), (7, 3, 1), (3, 3, 4), (9, 4, 2)])
-def test_a_batch_is_shared_out_whole_in_as_many_passes_everywhere(
-    tiny_spec: ArchSpec, batch: int, size: int, micro_batch: int
-) -> None:
+def test_a_batch_is_shared_out_whole_in_as_many_passes_everywhere(tiny_spec: ArchSpec, batch: int, size: int, micro_batch: int) -> None:
     class Plan:
         pass
 
