@@ -83,7 +83,7 @@ def main() -> None:
         errors.append((plain / found - 1, predicted / found - 1))
         print(f"  {model.label:14} {walk / 1e6:9.1f} {found:14.3f} {errors[-1][0]:11.1%} {errors[-1][1]:14.1%}")
     sizes = np.abs(np.array(errors))
-    for name, column in (("plain sum", sizes[:, 0]), ("with the law", sizes[:, 1])):
+    for name, column in (("plain sum", sizes[:, 0]), ("sum with the law", sizes[:, 1])):
         print(f"|error| of the {name}: median {np.median(column):.1%}, worst {column.max():.1%}")
 
 
