@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from operators.graph import GraphInfo
 
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 """Raised when the graphs that are written change, so that measurements of old ones are not taken for new ones. 1: first. 2: the
 caches of windows have slack."""
 

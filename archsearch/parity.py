@@ -24,7 +24,7 @@ from archsearch.errors import CheckpointError, InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from operators.builtin import SLACK
-from operators.costs import QUANT_BLOCK, model_weights
+from operators.costs import group_size, model_weights
 from operators.quantize import dequantized
 from operators.specs import Precision, SwaSpec
 
@@ -198,7 +198,7 @@ def measure_parity(
 
 
 def blockwise(spec: ArchSpec, weights: Weights, precision: Precision) -> Rounding | None:
-    """How our ONNX graphs round: linear weights to blocks of 32, and the inputs of their products to int8. None in fp32."""
+    """How our ONNX graphs round: linear weights in blocks, and the inputs of their products to int8. None in fp32."""
     if precision == "fp32":
         return None
     names = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
@@ -206,7 +206,7 @@ def blockwise(spec: ArchSpec, weights: Weights, precision: Precision) -> Roundin
         description=f"rounded to {precision}",
         weights=dequantized(weights, names, precision),
         products=frozenset(weight.name for weight in names if weight.linear),
-        inputs=tuple(partial(round_to_int8, granularity=channels) for channels in rounding_granularities()),
+        inputs=roundings_of_inputs(precision),
     )
 
 
@@ -285,12 +285,18 @@ def round_to_int8(x: Tensor, granularity: int | None) -> Tensor:
     return ((blocked / scale).round() * scale).flatten(-2)[..., :channels]
 
 
-def rounding_granularities() -> tuple[int | None, ...]:
-    """How many channels share a scale when this machine's kernels round activations.
+def roundings_of_inputs(precision: Precision) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """What this machine's kernels may do to the inputs of products with weights in blocks.
 
-    On x86 it is a block, which was seen. Elsewhere (KleidiAI on ARM) it may be a whole row, which costs up to 2.4 times as much.
+    On x86 the channels of a block share a scale, which was seen. Elsewhere (KleidiAI on ARM) those of a whole row may, which costs
+    up to 2.4 times as much.
     """
-    return (QUANT_BLOCK,) if platform.machine().lower() in ("x86_64", "amd64") else (QUANT_BLOCK, None)
+
+    def by_blocks(x: Tensor) -> Tensor:
+        return round_to_int8(x, group_size(precision, x.shape[-1]))
+
+    by_rows = partial(round_to_int8, granularity=None)
+    return (by_blocks,) if platform.machine().lower() in ("x86_64", "amd64") else (by_blocks, by_rows)
 
 
 def relative_error(found_NV: Logits, expected_NV: Logits) -> float:

@@ -57,7 +57,7 @@ class MeasureSettings(_Strict):
     `max_passes`. `separate`: every operator with the widest FFN and every FFN with the first operator, in place of all pairs.
     """
 
-    precision: Annotated[list[Literal["fp32", "int8", "int4"]], Field(min_length=1)] = ["int4"]
+    precision: Annotated[list[Precision], Field(min_length=1)] = ["int4"]
     threads: Annotated[list[Positive], Field(min_length=1)] = [1]
     passes: Positive = 2
     max_passes: Positive = 4

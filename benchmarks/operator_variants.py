@@ -20,9 +20,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from operators import quantize
+from operators import costs
 from operators.builtin import Swa
-from operators.graph import MICROSOFT, GraphBuilder, Runner, builder, emit, write_blocks
+from operators.graph import MICROSOFT, GraphBuilder, Runner, emit, write_blocks
 from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, OperatorSpec, ShortConvSpec, StateSpec, SwaSpec
 
 SESSIONS = 3
@@ -92,7 +92,7 @@ def in_float32(_linear: Callable) -> Callable:
 
 
 def in_int8(_linear: Callable) -> Callable:
-    """`MatMulNBits` with 8 bits."""
+    """`MatMulNBits` with 8 bits, in blocks of 128."""
 
     def linear(graph: GraphBuilder, x: str, *names: str, quantized: bool = True) -> str:
         with patch.object(graph, "precision", "int8"):
@@ -123,15 +123,15 @@ def blocks_of(size: int) -> Variant:
 
     @contextlib.contextmanager
     def variant() -> Iterator[None]:
-        with patch.object(quantize, "QUANT_BLOCK", size), patch.object(builder, "QUANT_BLOCK", size):
+        with patch.dict(costs.GROUPS, dict.fromkeys(costs.GROUPS, size)):
             yield
 
     return variant
 
 
 @contextlib.contextmanager
-def in_int8_blocks_of_128() -> Iterator[None]:
-    with blocks_of(128)(), _replace(GraphBuilder, "linear", in_int8):
+def in_int8_blocks_of_32() -> Iterator[None]:
+    with blocks_of(32)(), _replace(GraphBuilder, "linear", in_int8):
         yield
 
 
@@ -187,7 +187,7 @@ def variants(hidden: int) -> dict[str, tuple[OperatorSpec, dict[str, Variant]]]:
         "blocks of 64": blocks_of(64),
         "blocks of 128": blocks_of(128),
         "8 bits": lambda: _replace(GraphBuilder, "linear", in_int8),
-        "8 bits, blocks of 128": in_int8_blocks_of_128,
+        "8 bits, blocks of 32": in_int8_blocks_of_32,
         "DynamicQuantizeMatMul": lambda: _replace(GraphBuilder, "linear", dynamic_int8),
         "float32": lambda: _replace(GraphBuilder, "linear", in_float32),
     }

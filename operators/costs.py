@@ -1,7 +1,7 @@
 """What a block costs by arithmetic: parameters, FLOPs, bytes. From specs alone, without torch.
 
-Bytes are those of the ONNX file that `operators.graph` writes: fp32, or blocks of 32 weights with one fp32 scale
-(symmetric, no zero points), that is 4 + 1 bits a weight for int4 and 8 + 1 for int8.
+Bytes are those of the ONNX file that `operators.graph` writes: fp32, or blocks of weights with one fp32 scale each (symmetric, no
+zero points): 4 + 1 bits a weight for int4 in blocks of 32, 4 + 1/4 for int4g128 and 8 + 1/4 for int8 in blocks of 128.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from operators.kinds import operator_for
 from operators.specs import BlockSpec, ModelDims, Precision, WeightSpec
 
-QUANT_BLOCK = 32
-BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
+BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4, "int4g128": 4}
+GROUPS: dict[Precision, int] = {"int8": 128, "int4": 32, "int4g128": 128}
+"""Weights that share a scale, at most. int4 has Q4_0's 32; what larger ones gain and cost stands in docs/operators.md."""
+SMALLEST_GROUP = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +97,20 @@ def model_parameters(blocks: Sequence[BlockSpec], dims: ModelDims, *, vocab_size
     return head + sum(block_costs(block, dims).parameters for block in blocks)
 
 
+def group_size(precision: Precision, columns: int) -> int:
+    """Weights of a row that share a scale: as many as the precision says, halved (down to 32) until a row of `columns` is whole in
+    them, since what is padded is stored and multiplied too."""
+    size = GROUPS[precision]
+    while size > SMALLEST_GROUP and columns % size:
+        size //= 2
+    return size
+
+
 def weight_bytes(weight: WeightSpec, precision: Precision) -> int:
     """Stored bytes of one weight tensor; only linear ones are quantised, rows padded to whole blocks."""
     if precision == "fp32" or not weight.linear:
         return 4 * weight.size
     rows, columns = weight.shape
-    blocks = -(-columns // QUANT_BLOCK)
-    return rows * blocks * (QUANT_BLOCK * BITS[precision] // 8 + 4)
+    size = group_size(precision, columns)
+    blocks = -(-columns // size)
+    return rows * blocks * (size * BITS[precision] // 8 + 4)

@@ -1,4 +1,4 @@
-"""Weights in blocks of 32 along the input channels, as the runtime's `MatMulNBits` and `GatherBlockQuantized` read them.
+"""Weights in blocks along the input channels, as the runtime's `MatMulNBits` and `GatherBlockQuantized` read them.
 
 Symmetric: `w = scale * (q - 2^(bits-1))`. The scale makes the entry of largest magnitude exact (`scale = -extreme / 2^(bits-1)`,
 as ONNX Runtime's own quantiser and llama.cpp's Q4_0 do), so all 2^bits levels are used.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.costs import BITS, QUANT_BLOCK
+from operators.costs import BITS, group_size
 from operators.specs import Precision, WeightSpec
 
 ROWS_AT_ONCE = 1 << 22
@@ -26,7 +26,7 @@ class Quantized:
     """A quantised matrix.
 
     Attributes:
-        data: uint8 [rows, blocks, QUANT_BLOCK * bits / 8]; two int4 values in a byte, the first in the low half.
+        data: uint8 [rows, blocks, block * bits / 8]; two int4 values in a byte, the first in the low half.
         scales: float32 [rows, blocks].
         columns: input channels before padding to whole blocks.
     """
@@ -36,25 +36,35 @@ class Quantized:
     bits: int
     columns: int
 
+    @property
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return int(self.data.shape[2]) * 8 // self.bits
 
-def quantize(weight: np.ndarray, bits: int) -> Quantized:
-    """Quantise a float matrix [rows, columns] to 4 or 8 bits."""
+
+def quantize(weight: np.ndarray, precision: Precision) -> Quantized:
+    """Quantise a float matrix [rows, columns] to int8 or int4, in blocks of `group_size(precision, columns)`."""
+    return quantize_in_blocks(weight, BITS[precision], group_size(precision, weight.shape[1]))
+
+
+def quantize_in_blocks(weight: np.ndarray, bits: int, block: int) -> Quantized:
+    """Quantise a float matrix [rows, columns] to 4 or 8 bits, `block` weights with one scale."""
     rows, columns = weight.shape
-    blocks = -(-columns // QUANT_BLOCK)
-    data = np.empty((rows, blocks, QUANT_BLOCK * bits // 8), np.uint8)
+    blocks = -(-columns // block)
+    data = np.empty((rows, blocks, block * bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     step = max(1, ROWS_AT_ONCE // columns)
     for first in range(0, rows, step):
         part = slice(first, first + step)
-        data[part], scales[part] = _quantize_rows(weight[part], bits, blocks)
+        data[part], scales[part] = _quantize_rows(weight[part], bits, blocks, block)
     return Quantized(data=data, scales=scales, bits=bits, columns=columns)
 
 
-def _quantize_rows(weight: np.ndarray, bits: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+def _quantize_rows(weight: np.ndarray, bits: int, blocks: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = weight.shape
-    padded = np.zeros((rows, blocks * QUANT_BLOCK), np.float32)
+    padded = np.zeros((rows, blocks * block), np.float32)
     padded[:, :columns] = weight
-    blocked = padded.reshape(rows, blocks, QUANT_BLOCK)
+    blocked = padded.reshape(rows, blocks, block)
     at = np.abs(blocked).argmax(-1)[..., None]
     half = 1 << (bits - 1)
     scales = np.take_along_axis(blocked, at, -1)[..., 0] / -half
@@ -79,16 +89,15 @@ def dequantized(weights: Mapping[str, np.ndarray], specs: Iterable[WeightSpec], 
     if precision == "fp32":
         return dict(weights)
     linear = {spec.name for spec in specs if spec.linear}
-    bits = BITS[precision]
-    return {name: dequantize(quantize(value, bits)) if name in linear else value for name, value in weights.items()}
+    return {name: dequantize(quantize(value, precision)) if name in linear else value for name, value in weights.items()}
 
 
 class RoundedInputs(np.ndarray):
     """A weight whose products round their inputs to int8 first; `operators.reference.linear` does so when it meets one.
 
     Attributes:
-        group: input channels that share a scale: 32 as the runtime's x86 kernels have it, None for the whole row as its
-            kernels for ARM have it.
+        group: input channels that share a scale: those of the weights' blocks as the runtime's x86 kernels have it, None for the
+            whole row as its kernels for ARM have it.
     """
 
     group: int | None = None
@@ -107,12 +116,14 @@ class RoundedInputs(np.ndarray):
         return np.asarray((levels * step).reshape(padded.shape)[..., :channels])
 
 
-def with_rounded_inputs(weights: Mapping[str, np.ndarray], specs: Iterable[WeightSpec], group: int | None) -> dict[str, np.ndarray]:
-    """The same weights, the linear ones marked as `RoundedInputs`."""
+def with_rounded_inputs(
+    weights: Mapping[str, np.ndarray], specs: Iterable[WeightSpec], precision: Precision | None
+) -> dict[str, np.ndarray]:
+    """The same weights, the linear ones marked as `RoundedInputs`: by the blocks of that precision, or by whole rows for None."""
     linear = {spec.name for spec in specs if spec.linear}
     marked = dict(weights)
     for name in linear & marked.keys():
         view = np.asarray(marked[name]).view(RoundedInputs)
-        view.group = group
+        view.group = precision and group_size(precision, view.shape[-1])
         marked[name] = view
     return marked

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
-Precision = Literal["fp32", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+Precision = Literal["fp32", "int8", "int4", "int4g128"]
+"""Of linear weights: float32, or integers that share a scale in groups along a row (`operators.costs.group_size`)."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4", "int4g128")
 
 
 class OperatorError(Exception):

@@ -125,7 +125,9 @@ def bench(
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Predict it too, from this run; and keep the measurement there.")
     ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32, int8 or int4; default: the run's, else int4.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, int8, int4 or int4g128; default: the run's, else int4.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the run's, else 1.")] = None,
     prefill: Annotated[
         list[int] | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="May be repeated; default: the run's, else 512.")

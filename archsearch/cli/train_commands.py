@@ -175,7 +175,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to be made.")],
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="onnx: fp32, int8 or int4 (default); gguf: f32, f16, q8_0 or q4_0 (default)."),
+        typer.Option("--precision", help="onnx: fp32, int8, int4 (default) or int4g128; gguf: f32, f16, q8_0 or q4_0 (default)."),
     ] = None,
     max_context: Annotated[
         int | None, typer.Option("--max-context", min=8, help="onnx and gguf: positions it can hold; default 8192.")

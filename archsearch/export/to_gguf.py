@@ -41,10 +41,12 @@ from archsearch.parity import (
     torch_logits,
 )
 from archsearch.spec import ArchSpec
-from operators.costs import QUANT_BLOCK, model_weights
+from operators.costs import model_weights
 from operators.specs import GqaSpec, ShortConvSpec, SwaSpec
 
 GgufPrecision = Literal["f32", "f16", "q8_0", "q4_0"]
+GGUF_BLOCK = 32
+"""Weights that share a scale in Q8_0 and Q4_0."""
 PRECISIONS: tuple[GgufPrecision, ...] = ("f32", "f16", "q8_0", "q4_0")
 MODEL = "model-{precision}.gguf"
 USAGE = """\
@@ -171,9 +173,9 @@ def gguf_layout(spec: ArchSpec, precision: GgufPrecision = "f16", tokenizer: Tok
         sizes |= {f"layers.{i}.ffn.intermediate_size": block.ffn.intermediate_size for i, block in enumerate(spec.layers)}
         sizes |= {f"layers.{i}.operator.heads": op.heads * op.head_dim for i, op in attention}
         reasons += [
-            (field, f"{size} channels are no whole blocks of {QUANT_BLOCK}, as {precision} stores them; --precision f16 takes them")
+            (field, f"{size} channels are no whole blocks of {GGUF_BLOCK}, as {precision} stores them; --precision f16 takes them")
             for field, size in sizes.items()
-            if size % QUANT_BLOCK
+            if size % GGUF_BLOCK
         ]
     reasons += tokenizer_reasons(tokenizer) if tokenizer else []
     if reasons:
@@ -299,7 +301,7 @@ def _rounding(spec: ArchSpec, rounded: Weights, precision: GgufPrecision) -> Rou
         description=f"rounded to {precision}",
         weights=rounded,
         products=frozenset(weight.name for weight in names if weight.linear),
-        inputs=(_to_f16 if precision == "f16" else partial(round_to_int8, granularity=QUANT_BLOCK),),
+        inputs=(_to_f16 if precision == "f16" else partial(round_to_int8, granularity=GGUF_BLOCK),),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from operators.costs import BITS, QUANT_BLOCK
+from operators.costs import BITS, group_size
 from operators.graph.weight_file import WeightFile
 from operators.quantize import Quantized, quantize
 from operators.specs import GraphError, ModelDims, Precision, StateSpec, WeightSpec
@@ -116,7 +116,7 @@ class GraphBuilder:
 
     def store_quantized(self, name: str, matrix: np.ndarray) -> Quantized:
         """Add a matrix [out, in] in the graph's precision, as `NAME.q` and `NAME.scales`."""
-        packed = quantize(matrix, BITS[self.precision])
+        packed = quantize(matrix, self.precision)
         self.constant(f"{name}.q", packed.data)
         self.constant(f"{name}.scales", packed.scales)
         return packed
@@ -131,7 +131,7 @@ class GraphBuilder:
             N=shape[0],
             K=shape[1],
             bits=BITS[self.precision],
-            block_size=QUANT_BLOCK,
+            block_size=group_size(self.precision, shape[1]),
             accuracy_level=4,
         )
 

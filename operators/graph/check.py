@@ -1,7 +1,7 @@
 """Outputs against the float64 reference, before anything is timed (rule 8 of measuring).
 
 The tolerances are those of rounding. fp32: up to 2e-6 is seen. In int8 and int4 the reference computes with the rounded weights,
-and what remains is that the runtime's products round their inputs to int8, which no two kernels do alike: by blocks of 32 on
+and what remains is that the runtime's products round their inputs to int8, which no two kernels do alike: by the weights' blocks on
 x86 (there one product agrees to 2e-7 with a reference that does the same, tests/operators/test_quantize.py), by rows on ARM.
 So the reference is computed once as it is and once with its inputs rounded in either way, and the larger of the two errors, about
 1.5 % for one block, is what rounding may cost. A dropped norm, a window off by one or a stale cache costs several times as much
@@ -17,7 +17,7 @@ import numpy as np
 
 from operators import reference
 from operators.builtin import SLACK
-from operators.costs import QUANT_BLOCK, model_weights
+from operators.costs import model_weights
 from operators.graph.model import chain_weights
 from operators.graph.run import Runner
 from operators.quantize import dequantized, with_rounded_inputs
@@ -128,7 +128,7 @@ def _compare(
     expected = compute(own)
     error, tolerance = relative_error(found, expected), FP32_TOLERANCE
     if precision != "fp32":
-        rounded = [compute(with_rounded_inputs(own, specs, group)) for group in (QUANT_BLOCK, None)]
+        rounded = [compute(with_rounded_inputs(own, specs, blocks)) for blocks in (precision, None)]
         tolerance += ROUNDING_MARGIN * max(relative_error(values, expected) for values in rounded)
     if not error <= tolerance:
         raise GraphError(

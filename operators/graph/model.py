@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto
 
-from operators.costs import QUANT_BLOCK, block_weights, model_weights
+from operators.costs import block_weights, model_weights
 from operators.graph import emit
 from operators.graph.builder import MICROSOFT, GraphBuilder, state_names
 from operators.graph.info import GraphInfo, read_info
@@ -166,12 +166,12 @@ def _embed(graph: GraphBuilder, ids: str) -> str:
         domain=MICROSOFT,
         hint="embedded_blocks",
         bits=packed.bits,
-        block_size=QUANT_BLOCK,
+        block_size=packed.block,
         gather_axis=0,
         quantize_axis=2,
     )
     flat = graph.reshape(rows, (0, 0, -1))
-    D, padded = graph.dims.hidden_size, packed.scales.shape[1] * QUANT_BLOCK
+    D, padded = graph.dims.hidden_size, packed.scales.shape[1] * packed.block
     return flat if padded == D else graph.split(flat, (D, padded - D), "embedded")[0]
 
 

@@ -12,7 +12,7 @@ from archsearch.workload import Workload
 from devices.local import LocalDevice
 from devices.plan import Case, Failed, OutputsResult, RunPlan
 from operators.graph import read_info
-from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, OperatorSpec, Precision, ShortConvSpec, SwaSpec
+from operators.specs import PRECISIONS, BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, OperatorSpec, Precision, ShortConvSpec, SwaSpec
 from tests.devices.c_agent import c_device
 
 DIMS = ModelDims(hidden_size=64)
@@ -36,7 +36,7 @@ def cases(subject: Subject, name: str, directory: Path, precision: Precision) ->
     return [make_case(f"{name} {precision} {workload.label}", path, read_info(path), workload) for workload in (decode, prefill)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_outputs_and_states_agree_bit_by_bit(precision: Precision, tmp_path: Path) -> None:
     spec = ArchSpec(name="tiny", hidden_size=64, vocab_size=96, layers=blocks(*OPERATORS.values()))
     asked = cases(model_subject(spec), "model", tmp_path, precision)

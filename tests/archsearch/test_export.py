@@ -17,6 +17,7 @@ from archsearch.export.to_onnx import export_onnx, write_onnx
 from archsearch.parity import build
 from archsearch.spec import ArchSpec
 from operators.graph import Runner, read_info
+from operators.specs import PRECISIONS
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def plain(tmp_path_factory):
     return save(tmp_path_factory.mktemp("plain") / "checkpoint", spec_of(CONV, GQA, CONV))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_onnx_with_all_four_operators_holds_parity(four, tmp_path, precision):
     report = export_onnx(four, tmp_path / "out", precision)
     assert report.holds

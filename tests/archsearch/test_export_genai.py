@@ -12,6 +12,7 @@ from archsearch.export import genai, to_onnx
 from archsearch.export.genai import CONFIG, GenaiDecoder, genai_is_installed, genai_reasons, write_genai
 from archsearch.export.to_onnx import OnnxDecoder, export_onnx
 from operators.graph import read_info
+from operators.specs import PRECISIONS
 
 with_genai = pytest.mark.skipif(not genai_is_installed(), reason="needs onnxruntime-genai: pip install 'archsearch[genai]'")
 
@@ -57,7 +58,7 @@ def test_what_it_cannot_run_is_said_by_field(operators, field):
 
 
 @with_genai
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("operators", [(CONV, GQA, CONV), (GQA, GQA), (CONV,)], ids=["hybrid", "attention", "conv"])
 def test_it_generates_what_onnx_runtime_does(tmp_path, operators, precision):
     folder = export_onnx(save(tmp_path / "checkpoint", spec_of(*operators)), tmp_path / "out", precision, max_context=256).path

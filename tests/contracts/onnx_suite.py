@@ -24,7 +24,7 @@ import onnx
 import pytest
 
 from operators import reference
-from operators.costs import QUANT_BLOCK, block_costs
+from operators.costs import block_costs
 from operators.graph import Runner, chain_weights, random_weights, write_blocks
 from operators.graph.check import FP32_TOLERANCE, ROUNDING_MARGIN, relative_error
 from operators.quantize import dequantized, with_rounded_inputs
@@ -119,7 +119,7 @@ def expected(case: OperatorCase, precision: Precision, batch: int, rounded: bool
     specs = chain_weights([block(case)], case.dims)
     own = dequantized(weights(case), specs, precision)
     if rounded:
-        own = with_rounded_inputs(own, specs, QUANT_BLOCK)
+        own = with_rounded_inputs(own, specs, precision)
     x_BTD = inputs(case, batch)
     return reference.block(block(case), case.dims, reference.part(own, "layers.0."), x_BTD)[0] - x_BTD
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from operators.costs import block_costs, model_weights
+from operators.costs import BITS, block_costs, group_size, model_weights
 from operators.graph import Runner, chain_weights, random_weights, read_info, weight_file, write_blocks, write_model
 from operators.graph.check import run_in_steps
 from operators.specs import PRECISIONS, BlockSpec, FfnSpec, GlaSpec, GqaSpec, GraphError, ModelDims, ShortConvSpec, SpecError, SwaSpec
@@ -194,8 +194,9 @@ def test_a_tied_embedding_is_stored_once(path, precision):
     rows = 4096
     tied = sum(tensor.nbytes for tensor in initializers(model(path, (), precision=precision, vocab_size=rows).path).values())
     embedding, _ = model_weights((), DIMS, vocab_size=rows, tie_embeddings=True)
-    bits = {"fp32": 32, "int8": 8, "int4": 4}[precision]
-    scales = 0 if precision == "fp32" else 2 * embedding.size // 32 * 4  # in the two shapes that the two operators ask for
+    bits, columns = BITS[precision], embedding.shape[1]
+    # Scales are there in the two shapes that the two operators ask for.
+    scales = 0 if precision == "fp32" else 2 * embedding.size // group_size(precision, columns) * 4
     assert embedding.size * bits // 8 + scales <= tied < embedding.size * bits // 8 + scales + 2000
 
     options = onnxruntime.SessionOptions()
