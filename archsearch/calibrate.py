@@ -2,27 +2,26 @@
 
 `calibrate` builds held-out layouts of the run's space, measures each in fresh processes interleaved with reference chains of the
 table, and writes the composition-error card (`archsearch.calibration`). The references tell a machine that has changed since
-it was profiled apart from parts that do not add up: predictions are scaled by `drift`, the median over the references of their time
-now over their time in the table, and a drift beyond `LARGEST_DRIFT` is refused.
+it was profiled apart from parts that do not add up: in each process they tell how much longer computing and walking through memory take
+(`archsearch.drift`), and predictions are scaled by that. Processes that drifted by more than `LARGEST_DRIFT` do not count.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card, read_card
 from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
+from archsearch.drift import Drift, Reference, drift_of
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.estimate import Estimate, row_summary
+from archsearch.estimate import by_process, row_summary
+from archsearch.held_out import held_out, held_out_contexts
 from archsearch.memory import MB, MemoryPhase
 from archsearch.predict import CostTable
 from archsearch.profile import Estimator, memory_workloads
@@ -30,17 +29,16 @@ from archsearch.series import stored
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
-from archsearch.workload import Workload
+from archsearch.workload import Phase, Workload
 from devices.base import Device
 from devices.plan import Case, Failed, RoundResult, RunPlan
 from operators.graph import read_info
-from operators.specs import BlockSpec, Precision
+from operators.specs import Precision
 
 GROUP = 3
 """Whole models in one process: with many sessions each model would find less memory in huge pages than it does alone."""
 LARGEST_DRIFT = 1.25
-"""A machine that is this much slower, or faster, than the table says is another machine."""
-STRUCTURED = ("alternating", "another every third", "in runs")
+"""A process that is this much slower, or faster, than the table says ran on another machine, so to speak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,41 +58,6 @@ class CalibrateResult:
     failures: list[str] = field(default_factory=list)
 
 
-def held_out(space: Space, count: int, *, seed: int = 0) -> list[tuple[str, ArchSpec]]:
-    """`count` different layouts as (kind, spec): the structured ones first, then random ones; operators, widths, depths mixed.
-
-    None of them consists of a single block: that would be a reference chain.
-    """
-    draw = random.Random(seed)
-    operators, ffns = space.operators, space.ffns
-    found: dict[tuple[int, tuple[BlockSpec, ...]], tuple[str, ArchSpec]] = {}
-
-    def add(kind: str, name: str, hidden_size: int, layers: Sequence[BlockSpec]) -> None:
-        key = hidden_size, tuple(layers)
-        if key not in found and len(found) < count and (len(set(layers)) > 1 or len(space.blocks) == 1):
-            found[key] = kind, space.spec(layers, hidden_size=hidden_size, name=name)
-
-    deepest, others = max(space.depths), operators[1:] or operators
-    for i, name in enumerate(STRUCTURED):
-        chosen = {
-            "alternating": [operators[n % len(operators)] for n in range(deepest)],
-            "another every third": [others[n // 3 % len(others)] if n % 3 == 2 else operators[0] for n in range(deepest)],
-            "in runs": [operators[n * len(operators) // deepest] for n in range(deepest)],
-        }[name]
-        layers = [BlockSpec(operator=operator, ffn=ffns[(n // 2 + i) % len(ffns)]) for n, operator in enumerate(chosen)]
-        add("structured", name, space.hidden_sizes[i % len(space.hidden_sizes)], layers)
-    for _ in range(100 * count):
-        depth, hidden_size = draw.choice(space.depths), draw.choice(space.hidden_sizes)
-        add("random", f"random {len(found) + 1}", hidden_size, [draw.choice(space.blocks) for _ in range(depth)])
-    return list(found.values())
-
-
-def held_out_contexts(space: Space) -> tuple[int, ...]:
-    """One context between each two measured ones, at their geometric mean: predictions there are interpolated."""
-    ordered = sorted(context for context in space.decode if context > 0)
-    return tuple(round(math.sqrt(a * b)) for a, b in itertools.pairwise(ordered) if b > a + 1)
-
-
 def calibrate(
     space: Space,
     run_dir: Path,
@@ -104,7 +67,7 @@ def calibrate(
     layouts: int = 12,
     memory_layouts: int = 4,
     passes: int = 2,
-    rounds: int = 3,
+    rounds: int = 6,
     seed: int = 0,
     again: bool = False,
     result: CalibrateResult,
@@ -173,6 +136,7 @@ class _Calibration:
         self.groups: list[_Group] = []
         self.kinds: dict[str, str] = {}
         self.memory: list[tuple[ArchSpec, Workload, str, Case]] = []
+        self.strayed: list[tuple[float, Workload]] = []
 
     # -- what is measured ------------------------------------------------------------------------------------------------
 
@@ -211,15 +175,16 @@ class _Calibration:
         return [*known, *between]
 
     def _references(self, specs: Sequence[ArchSpec], workload: Workload) -> list[Subject]:
-        """One chain for each operator of the layouts, and embedding with head."""
+        """For each operator of the layouts its long chain, for one of them its shortest as well, and embedding with head."""
         found: dict[Any, Subject] = {}
         for spec in specs:
             for block in spec.layers:
                 for measured in self.table.parts(block, spec.dims, workload):
-                    copies = self.table.chain_copies(measured, spec.dims, workload)
-                    found.setdefault((spec.dims, measured.operator), block_subject(measured, spec.dims, copies))
+                    lengths = self.table.chains.lengths(measured, spec.dims, workload)
+                    found.setdefault((spec.dims, measured.operator), block_subject(measured, spec.dims, lengths[-1]))
+                    found.setdefault((spec.dims, "short"), block_subject(measured, spec.dims, lengths[0]))
             found.setdefault(spec.dims, head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings))
-        return list(found.values())
+        return list(dict.fromkeys(found.values()))
 
     def _key(self, subject: Subject, workload: Workload, purpose: str, group_id: str) -> str:
         return measurement_key(
@@ -313,12 +278,19 @@ class _Calibration:
         """`known`: the layouts that the table's widenings were fitted to; only others can test these."""
         rows = {row.key: row for row in self.store.rows(fingerprint=self.info.fingerprint)}
         cases = [case for group in self.groups for case in self._cases(group, rows, known)]
+        if not cases and self.strayed:
+            drift, workload = max(self.strayed, key=lambda found: abs(math.log(found[0])))
+            raise RunError(
+                f"the table's own chains take {drift:.2f} times what they took when they were profiled "
+                f"({workload.label}, {workload.precision}): the machine has changed; close other programs and run "
+                "`archsearch calibrate --again`, or profile into a new run"
+            )
         if not cases:
             why = f": {self.result.failures[0]}" if self.result.failures else ""
             raise RunError(f"no held-out model could be measured{why}")
         memory = [entry for spec, workload, key, _ in self.memory for entry in self._peaks(spec, workload, rows[key])]
         specs = {part.spec.name: part.spec for group in self.groups for part in group.parts if part.spec is not None}
-        card = CalibrationCard(
+        return CalibrationCard(
             device=self.table.device,
             fingerprint=self.info.fingerprint,
             created_unix_s=time.time(),
@@ -327,15 +299,6 @@ class _Calibration:
             cases=tuple(cases),
             memory=tuple(memory),
         )
-        strayed = [case for case in cases if not 1 / LARGEST_DRIFT <= case.drift <= LARGEST_DRIFT]
-        if strayed:
-            worst = max(strayed, key=lambda case: abs(math.log(case.drift)))
-            raise RunError(
-                f"the table's own chains take {worst.drift:.2f} times what they took when they were profiled "
-                f"({worst.workload.label}, {worst.workload.precision}): the machine has changed; close other programs and run "
-                "`archsearch calibrate --again`, or profile into a new run"
-            )
-        return card
 
     def _peaks(self, spec: ArchSpec, workload: Workload, row: Row) -> Iterator[MeasuredMemory]:
         """Each phase that a row tells of, beside its prediction; nothing where the table does not know the phase."""
@@ -357,40 +320,54 @@ class _Calibration:
             )
 
     def _cases(self, group: _Group, rows: dict[str, Row], known: set[str]) -> Iterator[MeasuredCase]:
-        drifts = {}
-        for workload in dict.fromkeys(part.workload for part in group.parts):
-            found = [
-                ratio for part in group.parts if part.spec is None and part.workload == workload and (ratio := self._drift(part, rows))
-            ]
-            if found:
-                drifts[workload] = float(np.median(found))
-        decode = [drift for workload, drift in drifts.items() if workload.phase == "decode"]
+        drifts = self._drifts(group, rows)
         for part in group.parts:
             if part.spec is None or not rows[part.key].rounds:
                 continue
-            interpolated = part.workload not in self.table.workloads()
-            drift = drifts.get(part.workload) or (float(np.median(decode)) if interpolated and decode else None)
-            if drift is None:
-                continue
             try:
                 predicted = self.table.latency(part.spec, part.workload, widen=False)
+                warm = self.table.chains.warm_share(part.spec, part.workload)
             except MissingMeasurement as error:
                 self.result.failures.append(f"{part.spec.name}: {error}")
                 continue
+            found = {}
+            for process, time_ms in by_process(rows[part.key]).items():
+                drift = drifts.get((process, part.workload.phase))
+                if drift is None:
+                    continue
+                factor = drift.factor(warm)
+                if 1 / LARGEST_DRIFT <= factor <= LARGEST_DRIFT:
+                    found[process] = time_ms, factor
+                else:
+                    self.strayed.append((factor, part.workload))
+            if not found:
+                continue
+            times, factors = zip(*found.values(), strict=True)
+            summary = row_summary(rows[part.key])
             yield MeasuredCase(
                 layout=part.spec.name,
                 workload=part.workload,
-                measured=row_summary(rows[part.key]),
+                measured=summary.scaled(gmean(times) / summary.value),
                 predicted=predicted,
-                drift=drift,
-                interpolated=interpolated,
+                drift=gmean(factors),
+                interpolated=part.workload not in self.table.workloads(),
                 widening=None if part.spec.spec_id in known else self.table.widenings.get(part.workload),
             )
 
-    def _drift(self, part: _Part, rows: dict[str, Row]) -> float | None:
-        """A reference's time now over its time in the table."""
-        row = rows[part.key]
-        if not row.rounds:
-            return None
-        known: Estimate | None = self.table.measured(part.subject, part.workload)
-        return row_summary(row).value / known.value if known is not None else None
+    def _drifts(self, group: _Group, rows: dict[str, Row]) -> dict[tuple[str, Phase], Drift]:
+        """What each process's references tell, by phase: those of all contexts together, since they saw the same machine."""
+        found: dict[tuple[str, Phase], list[Reference]] = {}
+        for part in group.parts:
+            known = None if part.spec else self.table.measured(part.subject, part.workload)
+            if known is None or not rows[part.key].rounds:
+                continue
+            warm = self.table.chains.warm_share(part.subject, part.workload)
+            for process, time_ms in by_process(rows[part.key]).items():
+                reference = Reference(ratio=time_ms / known.value, warm=warm)
+                found.setdefault((process, part.workload.phase), []).append(reference)
+        return {key: drift for key, references in found.items() if (drift := drift_of(references)) is not None}
+
+
+def gmean(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GRAPH_VERSION = 3
 """Raised when the graphs that are written change, so that measurements of old ones are not taken for new ones. 1: first. 2: the
-caches of windows have slack."""
+caches of windows have slack. 3: int8 in groups of 128."""
 
 
 @dataclass(frozen=True, kw_only=True)

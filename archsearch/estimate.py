@@ -84,6 +84,14 @@ def round_times(row: Row) -> np.ndarray:
     return np.array([np.quantile(samples, QUANTILE) for _, samples in sorted(row.rounds.items())]) / row.copies
 
 
+def by_process(row: Row) -> dict[str, float]:
+    """Milliseconds for one copy in each process: the lower quartile of its rounds."""
+    of: dict[str, list[float]] = {}
+    for number, time_ns in zip(sorted(row.rounds), round_times(row), strict=True):
+        of.setdefault(row.processes[number], []).append(time_ns)
+    return {process: float(np.quantile(times, QUANTILE)) / 1e6 for process, times in of.items()}
+
+
 def row_summary(row: Row, *, seed: int = 0) -> Estimate:
     """Milliseconds for one copy, with the interval that rounds and processes give together."""
     return summary(round_times(row), [row.processes[number] for number in sorted(row.rounds)], seed=seed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from archsearch.cases import Subject, block_label, head_subject
+from archsearch.chains import walk_bytes
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, row_summary
 from archsearch.spec import ArchSpec, parse_ffn, parse_operator
@@ -163,13 +164,8 @@ class LatencyTable:
         ]
 
     def _as_chain(self, block: BlockSpec, dims: ModelDims, row: Row) -> Chain:
-        size = self.walk_bytes(block, dims, row.workload)
+        size = walk_bytes(block, dims, row.workload)
         return Chain(block=(block, dims), copies=row.copies, size_bytes=size, each_ms=self.summary(row).value)
-
-    def walk_bytes(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> float:
-        """Bytes of weights, as they are stored, and caches that a decode step reads in a block."""
-        costs = block_costs(block, dims)
-        return float(costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache))
 
     def part_terms(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Terms:
         """Of a measured block."""
@@ -178,7 +174,7 @@ class LatencyTable:
             law = self.law(workload)
             warm = self._at_workload(block, dims, workload, lambda row: self._warm(block, dims, row, law))
             cold = self._at_workload(block, dims, workload, lambda row: self._cold(block, dims, row, law)).value if law else 0.0
-            walk = self.walk_bytes(block, dims, workload) if law else 0.0
+            walk = walk_bytes(block, dims, workload) if law else 0.0
             self._terms[key] = Terms(warm=warm, cold_ms=cold, walk_bytes=walk)
         return self._terms[key]
 
@@ -197,7 +193,7 @@ class LatencyTable:
         estimate = self.summary(row)
         if law is None:
             return estimate
-        missed = float(law.missed(row.copies * self.walk_bytes(block, dims, row.workload)))
+        missed = float(law.missed(row.copies * walk_bytes(block, dims, row.workload)))
         less = min(estimate.value, self._cold(block, dims, row, law).value * missed)
         return Estimate(estimate.value - less, estimate.low - less, estimate.high - less, estimate.extrapolated)
 
@@ -218,16 +214,35 @@ class LatencyTable:
         """How long the chain is that predictions of the block rest on."""
         return self._longest(block, dims, workload)[0].copies
 
+    def lengths(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> tuple[int, ...]:
+        """Copies in the chains of a block that were measured at exactly that workload, the shortest first."""
+        lengths = self._chains.get((block, dims, setting(workload)), {})
+        return tuple(sorted(copies for copies, rows in lengths.items() if workload in rows))
+
+    def warm_share(self, subject: ArchSpec | Subject, workload: Workload) -> float:
+        """Share of a predicted time that is warm: of a whole model, of a measured chain, or of embedding and head. 1 without a law."""
+        law = self.law(workload)
+        if law is None:
+            return 1.0
+        if isinstance(subject, ArchSpec):
+            counts = self.part_counts(subject, workload)
+            parts = [(1, self.head_terms(subject, workload)), *((n, self.part_terms(b, subject.dims, workload)) for b, n in counts.items())]
+        elif subject.vocab_size is None:
+            parts = [(len(subject.blocks), self.part_terms(subject.blocks[0], subject.dims, workload))]
+        else:
+            parts = [(1, self.head_terms(subject, workload))]
+        return total(parts, None).value / total(parts, law).value
+
     def chain(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Estimate:
         """One block from its longest chain, milliseconds."""
         return self._at_workload(block, dims, workload, self.summary)
 
-    def head_terms(self, spec: ArchSpec, workload: Workload) -> Terms:
+    def head_terms(self, spec: ArchSpec | Subject, workload: Workload) -> Terms:
         """Embedding, final norm and head; measured alone, so that what the caches held then is theirs alone."""
         estimate, law = self.head(spec, workload), self.law(workload)
         if law is None:
             return Terms(warm=estimate)
-        weights = head_weights(spec.dims, spec.vocab_size, tie_embeddings=spec.tie_embeddings)
+        weights = head_weights(spec.dims, spec.vocab_size or 0, tie_embeddings=spec.tie_embeddings)
         if not spec.tie_embeddings:
             weights = weights[1:]  # of an embedding of its own a step reads one row
         size = float(sum(weight_bytes(weight, workload.precision) for weight in weights))
@@ -236,9 +251,9 @@ class LatencyTable:
         warm = Estimate(estimate.value - less, estimate.low - less, estimate.high - less, estimate.extrapolated)
         return Terms(warm=warm, cold_ms=cold, walk_bytes=size)
 
-    def head(self, spec: ArchSpec, workload: Workload) -> Estimate:
+    def head(self, spec: ArchSpec | Subject, workload: Workload) -> Estimate:
         """Embedding, final norm and head alone, milliseconds."""
-        subject = head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings)
+        subject = head_subject(spec.dims, spec.vocab_size or 0, spec.tie_embeddings)
         rows = [row for row in self._heads.get(subject.subject_id, []) if setting(row.workload) == setting(workload)]
         if not rows:
             raise self._missing(subject.label, workload)

@@ -1,10 +1,10 @@
 """Measure the blocks of a space on a device: interleaved, in fresh processes, resumable at any moment.
 
 The protocol (docs/prediction.md says why):
-- decode: a chain of somewhat more distinct copies of the block than the deepest model has layers (at most `MAX_COPIES`), and a chain of
-  `SHORT_COPIES`, so that what a block costs in a small and in a large walk through memory is known (`archsearch.walk`); of one block,
-  chains of several lengths between them, which tell how that changes.
-- prefill: a chain of `PREFILL_COPIES`; there the arithmetic, not the weights, takes the time.
+- decode: a long chain of distinct copies of the block and a chain of two (`archsearch.chains`), so that what a block costs in a large and
+  in a small walk through memory is known (`archsearch.walk`); of one block, chains of several lengths between them, which tell how that
+  changes.
+- prefill: a chain of two; there the arithmetic, not the weights, takes the time.
 - embedding and head by themselves.
 - every operator with the widest FFN, every FFN with the first operator: the two add up (`CostTable.parts`).
 - `passes` fresh processes for each precision and thread count; in each, all cases interleaved in `rounds` shuffled rounds.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
+from archsearch.chains import PREFILL_COPIES, decode_chains, long_copies, subjects
 from archsearch.estimate import row_summary
 from archsearch.series import stored
 from archsearch.space import MeasureSettings, Space
@@ -33,12 +34,6 @@ from operators.graph import GraphInfo, check_blocks, random_weights, read_info
 from operators.graph.check import DECODE, probe_length
 from operators.specs import BlockSpec, GraphError, ModelDims, Precision
 
-MAX_COPIES = 16
-MORE_COPIES = 2
-"""Beyond the deepest model's layers: a model walks through its head, too."""
-SHORT_COPIES = 2
-CURVE_COPIES = (3, 4, 6, 8, 11)
-PREFILL_COPIES = 2
 MEMORY_SHARE = 0.4
 """Share of the available memory that the models of one process may fill; more are measured in several groups."""
 MODEL_FACTOR = 2.5
@@ -90,27 +85,6 @@ class Estimator:
         return (self.total - self.done) * (time.monotonic() - self.begun) / self.worked
 
 
-def subjects(space: Space) -> tuple[Subject, ...]:
-    """Everything a space's cost table consists of: chains for decode, short chains for prefill and memory, embedding and head."""
-    found: list[Subject] = []
-    for dims in space.all_dims:
-        copies = {1, PREFILL_COPIES, SHORT_COPIES, decode_copies(space)}
-        found += [block_subject(block, dims, n) for block in space.measured_blocks for n in sorted(copies)]
-        found += [block_subject(space.measured_blocks[0], dims, n) for n in curve_copies(space)]
-        found.append(head_subject(dims, space.vocab_size, space.tie_embeddings))
-    return tuple(found)
-
-
-def decode_copies(space: Space) -> int:
-    """Length of the long chains."""
-    return min(MAX_COPIES, max(space.depths) + MORE_COPIES)
-
-
-def curve_copies(space: Space) -> tuple[int, ...]:
-    """Lengths between the short and the long chain, of the block that tells how price and walk go together."""
-    return tuple(n for n in CURVE_COPIES if SHORT_COPIES < n < decode_copies(space))
-
-
 def profile(space: Space, run_dir: Path, device: Device, *, retry_failed: bool = False) -> Iterator[ProfileEvent]:
     """Measure what is not measured yet; closing the iterator, or killing the process, loses the round that is running at most.
 
@@ -149,7 +123,7 @@ class _Profile:
 
     def export(self) -> Iterator[ProfileEvent]:
         """Write every graph and check a block's outputs against the reference before anything is timed."""
-        wanted = [(subject, precision) for precision in self.settings.precision for subject in subjects(self.space)]
+        wanted = [(subject, precision) for precision in self.settings.precision for subject in subjects(self.space, precision)]
         estimator = Estimator(total=len(wanted))
         for subject, precision in wanted:
             fresh = self._write(subject, precision)
@@ -193,12 +167,11 @@ class _Profile:
         items = []
         blocks = self.space.measured_blocks
         for workload in self.space.workloads():
-            decode = workload.phase == "decode"
             for dims in self.space.all_dims:
-                copies = (SHORT_COPIES, decode_copies(self.space)) if decode else (PREFILL_COPIES,)
-                chains = [block_subject(block, dims, n) for block in blocks for n in copies]
-                if decode and workload.context == min(self.space.decode):
-                    chains += [block_subject(blocks[0], dims, n) for n in curve_copies(self.space)]
+                if workload.phase == "decode":
+                    chains = decode_chains(self.space, dims, workload)
+                else:
+                    chains = tuple(block_subject(block, dims, PREFILL_COPIES) for block in blocks)
                 head = head_subject(dims, self.space.vocab_size, self.space.tie_embeddings)
                 items += [self._item(subject, workload, "latency") for subject in [*chains, head]]
         return items
@@ -209,7 +182,8 @@ class _Profile:
         for workload in (w for precision in self.settings.precision for w in memory_workloads(self.space, precision)):
             for dims in self.space.all_dims:
                 for block in self.space.measured_blocks:
-                    items += [self._item(block_subject(block, dims, n), workload, "memory") for n in (1, decode_copies(self.space))]
+                    copies = (1, long_copies(self.space, block, dims, workload.precision))
+                    items += [self._item(block_subject(block, dims, n), workload, "memory") for n in copies]
                 items.append(self._item(head_subject(dims, self.space.vocab_size, self.space.tie_embeddings), workload, "memory"))
         return items
 

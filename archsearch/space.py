@@ -63,9 +63,9 @@ class MeasureSettings(_Strict):
     max_passes: Positive = 4
     interval: Annotated[float, Field(gt=0)] = 0.02
     separate: bool = True
-    rounds: Positive = 5
-    min_time_ms: Annotated[float, Field(gt=0)] = 60.0
-    min_runs: Positive = 3
+    rounds: Positive = 10
+    min_time_ms: Annotated[float, Field(gt=0)] = 30.0
+    min_runs: Positive = 1
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
 
     _lists = field_validator("precision", "threads", mode="before")(_listed)

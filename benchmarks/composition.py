@@ -21,6 +21,7 @@ from devices import measure_limits, open_device
 from devices.plan import Failed, RoundResult, RunPlan
 from operators.costs import model_weights, weight_bytes
 from operators.graph import read_info
+from operators.specs import PRECISIONS
 
 
 def protocols(spec: ArchSpec) -> dict[str, int]:
@@ -31,7 +32,7 @@ def protocols(spec: ArchSpec) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", nargs="?", type=Path, default=Path("examples/lfm2-350m.toml"))
-    parser.add_argument("--precision", default="int4", choices=("fp32", "int8", "int4"))
+    parser.add_argument("--precision", default="int4", choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=8)

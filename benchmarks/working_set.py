@@ -10,6 +10,7 @@ models' errors beside those of the plain sum of long chains. Nothing here is tol
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import tempfile
 from collections.abc import Sequence
@@ -18,23 +19,23 @@ from pathlib import Path
 import numpy as np
 
 from archsearch.cases import Subject, block_label, block_subject, head_subject, make_case, write_subject
+from archsearch.chains import CURVE_LENGTHS, FEWEST_COPIES, LONG_WALK_BYTES, MOST_COPIES, SHORT_COPIES, walk_bytes
 from archsearch.estimate import QUANTILE
-from archsearch.profile import CURVE_COPIES, MORE_COPIES, SHORT_COPIES
 from archsearch.walk import Chain, WalkLaw, fit_walk
 from archsearch.workload import Workload
 from devices import open_device
 from devices.agent.limits import last_level_cache
 from devices.plan import Failed, RoundResult, RunPlan
-from operators.costs import block_costs, head_weights, weight_bytes
+from operators.costs import head_weights, weight_bytes
 from operators.graph import read_info
-from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, ShortConvSpec, SwaSpec
+from operators.specs import PRECISIONS, BlockSpec, FfnSpec, GlaSpec, GqaSpec, ModelDims, ShortConvSpec, SwaSpec
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--precision", default="int4", choices=("fp32", "int8", "int4"))
+    parser.add_argument("--precision", default="int4", choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
@@ -48,11 +49,7 @@ def main() -> None:
     shared = {"heads": heads, "kv_heads": max(1, heads // 2), "head_dim": 64}
     operators = (ShortConvSpec(kernel_size=3), GqaSpec(**shared), SwaSpec(**shared, window=256), GlaSpec(heads=4))
     blocks = [BlockSpec(operator=operator, ffn=FfnSpec(intermediate_size=given.hidden * 5 // 2)) for operator in operators]
-    lengths = (SHORT_COPIES, given.layers + MORE_COPIES)
-    copies = {
-        block: lengths if block != blocks[0] else (*lengths[:1], *(n for n in CURVE_COPIES if n < lengths[1]), lengths[1])
-        for block in blocks
-    }
+    copies = {block: lengths(walk_bytes(block, dims, workload), 2 if block != blocks[0] else CURVE_LENGTHS + 2) for block in blocks}
     head = head_subject(dims, given.vocabulary, tie_embeddings=True)
     models = drawn(blocks, dims, given.vocabulary, given.layers, given.models, given.seed)
     chains = {(block, n): block_subject(block, dims, n) for block in blocks for n in copies[block]}
@@ -60,14 +57,14 @@ def main() -> None:
         times = measure([*models, head, *chains.values()], workload, Path(directory), given.processes, given.rounds)
 
     known = {
-        (block, n): Chain(block=block, copies=n, size_bytes=touched(block, dims, workload), each_ms=times[subject.subject_id])
+        (block, n): Chain(block=block, copies=n, size_bytes=walk_bytes(block, dims, workload), each_ms=times[subject.subject_id])
         for (block, n), subject in chains.items()
     }
     law = fit_walk(known.values())
     print(f"{workload.label}, {workload.precision}, {workload.threads} thread(s); last-level cache {last_level_cache() / 1e6:.0f} MB")
     for block in blocks:
         shown = ", ".join(f"{n}: {known[block, n].each_ms * 1e3:.1f}" for n in copies[block])
-        print(f"  {block_label(block):12} {known[block, lengths[0]].size_bytes / 1e6:5.2f} MB a copy; µs a copy in chains of {shown}")
+        print(f"  {block_label(block):12} {walk_bytes(block, dims, workload) / 1e6:5.2f} MB a copy; µs a copy in chains of {shown}")
     if law is None:
         print("longer chains take no longer: blocks just add up")
         return
@@ -77,9 +74,9 @@ def main() -> None:
     errors = []
     for model in models:
         found = times[model.subject_id]
-        plain = times[head.subject_id] + sum(known[block, lengths[1]].each_ms for block in model.blocks)
-        predicted = with_law(law, known, lengths, model.blocks, times[head.subject_id], head_bytes)
-        walk = head_bytes + sum(known[block, lengths[0]].size_bytes for block in model.blocks)
+        plain = times[head.subject_id] + sum(known[block, copies[block][-1]].each_ms for block in model.blocks)
+        predicted = with_law(law, known, copies, model.blocks, times[head.subject_id], head_bytes)
+        walk = head_bytes + sum(walk_bytes(block, dims, workload) for block in model.blocks)
         errors.append((plain / found - 1, predicted / found - 1))
         print(f"  {model.label:14} {walk / 1e6:9.1f} {found:14.3f} {errors[-1][0]:11.1%} {errors[-1][1]:14.1%}")
     sizes = np.abs(np.array(errors))
@@ -100,24 +97,24 @@ def drawn(blocks: Sequence[BlockSpec], dims: ModelDims, vocabulary: int, layers:
 def with_law(
     law: WalkLaw,
     known: dict[tuple[BlockSpec, int], Chain],
-    lengths: tuple[int, int],
+    copies: dict[BlockSpec, tuple[int, ...]],
     layout: Sequence[BlockSpec],
     head_ms: float,
     head_bytes: int,
 ) -> float:
     """As `archsearch.latency` puts a model together, milliseconds."""
-    walk = head_bytes + sum(known[block, lengths[0]].size_bytes for block in layout)
+    walk = head_bytes + sum(known[block, SHORT_COPIES].size_bytes for block in layout)
     found = head_ms + law.ms_per_byte * head_bytes * float(law.missed(walk) - law.missed(head_bytes))
     for block in layout:
-        short, long = (known[block, n] for n in lengths)
+        short, long = (known[block, n] for n in (SHORT_COPIES, copies[block][-1]))
         found += long.each_ms + law.cold_ms(short, long) * float(law.missed(walk) - law.missed(long.walk_bytes))
     return found
 
 
-def touched(block: BlockSpec, dims: ModelDims, workload: Workload) -> float:
-    """Bytes of weights and caches that a decode step reads."""
-    costs = block_costs(block, dims)
-    return float(costs.weight_bytes(workload.precision) + costs.state_bytes(batch=workload.batch, cache=workload.cache))
+def lengths(size_bytes: float, count: int) -> tuple[int, ...]:
+    """So many lengths of a chain, from two copies to a walk that no cache holds, as a profile measures them."""
+    longest = min(MOST_COPIES, max(FEWEST_COPIES, math.ceil(LONG_WALK_BYTES / size_bytes)))
+    return tuple(dict.fromkeys(round(length) for length in np.geomspace(SHORT_COPIES, longest, count)))
 
 
 def measure(subjects: Sequence[Subject], workload: Workload, directory: Path, processes: int, rounds: int) -> dict[str, float]:

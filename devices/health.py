@@ -46,6 +46,7 @@ class Watch:
         """Set by the agent when it has looked: that walk over its pages is too slow for every look."""
         self._process = psutil.Process()
         self._last = self._times()
+        self._share: float | None = None
 
     def _times(self) -> tuple[float, float, float]:
         total = psutil.cpu_times()
@@ -57,8 +58,8 @@ class Watch:
         now = self._times()
         elapsed, busy, own = (new - old for new, old in zip(now, self._last, strict=True))
         capacity = elapsed * (os.cpu_count() or 1)
-        share = min(1.0, max(0.0, (busy - own) / capacity)) if elapsed >= SHORTEST_SPAN_S else None
-        if share is not None:
+        if elapsed >= SHORTEST_SPAN_S:
+            self._share = min(1.0, max(0.0, (busy - own) / capacity))
             self._last = now
         return MachineState(
             time_unix_s=time.time(),
@@ -69,7 +70,7 @@ class Watch:
             throttled=throttled(),
             steal_ticks=steal_ticks(),
             preemptions=preemptions(),
-            busy_other_share=share,
+            busy_other_share=self._share,  # of the last span that was long enough, when this one is not
             available_bytes=psutil.virtual_memory().available,
             swapped_bytes=swapped(),
             on_battery=on_battery(),

@@ -19,7 +19,7 @@ def calibrate(
     layouts: Annotated[int, typer.Option("--layouts", min=1, help="Held-out layouts to build and measure.")] = 12,
     memory_layouts: Annotated[int, typer.Option("--memory-layouts", min=0, help="Of these, how many in a fresh process for memory.")] = 4,
     passes: Annotated[int, typer.Option("--passes", min=1, help="Fresh processes for each group of layouts.")] = 2,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Shuffled rounds in each process.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Shuffled rounds in each process.")] = 6,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other layouts.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Measure anew in place of going on with what is there.")] = False,
     json_output: JsonOption = False,

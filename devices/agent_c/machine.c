@@ -162,7 +162,7 @@ static void find_battery(void *context, const char *entry) {
 
 void watch_begin(Watch *watch) {
   int64_t steal;
-  *watch = (Watch){.huge_page_share = NAN};
+  *watch = (Watch){.share = NAN, .huge_page_share = NAN};
   for_each_entry(SYS "/class/hwmon", find_hwmon, &watch->temperatures);
   if (watch->temperatures.count == 0) for_each_entry(SYS "/class/thermal", find_zone, &watch->temperatures);
   for_each_entry(SYS "/class/thermal", find_cooler, &watch->coolers);
@@ -174,15 +174,15 @@ void watch_begin(Watch *watch) {
 void watch_look(Watch *watch, MachineState *state) {
   double now_s = seconds(CLOCK_MONOTONIC), busy_s = busy_seconds(&state->steal_ticks), own_s = own_seconds();
   double elapsed_s = now_s - watch->last_s;
-  state->busy_other_share = NAN;
   if (elapsed_s >= SHORTEST_SPAN_S) {
     double capacity_s = elapsed_s * (double)sysconf(_SC_NPROCESSORS_ONLN);
     double share = (busy_s - watch->last_busy_s - (own_s - watch->last_own_s)) / capacity_s;
-    state->busy_other_share = isnan(share) ? NAN : fmin(1, fmax(0, share));
+    watch->share = isnan(share) ? NAN : fmin(1, fmax(0, share));
     watch->last_s = now_s;
     watch->last_busy_s = busy_s;
     watch->last_own_s = own_s;
   }
+  state->busy_other_share = watch->share; /* of the last span that was long enough, when this one is not */
   state->time_unix_s = seconds(CLOCK_REALTIME);
   state->load_1m = read_number_of("/proc/loadavg");
   state->clock_count = read_clocks(state->clock_mhz, "scaling_cur_freq");

@@ -29,6 +29,7 @@ typedef struct {
 /* Looks at the machine; between two looks it knows how much of the machine other processes used. */
 typedef struct {
   double last_s, last_busy_s, last_own_s;
+  double share;           /* of the machine that others used in the last span that was long enough; NAN before there was one */
   double huge_page_share; /* set by the agent when it has looked: that walk over its pages is too slow for every look */
   Sensors temperatures;   /* the CPU's, in thousandths of a degree Celsius */
   Sensors coolers;        /* above 0 while the kernel cools by lowering the CPU's clocks */

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from archsearch.calibrate import CalibrateResult, calibrate, held_out, held_out_contexts
+from archsearch.calibrate import CalibrateResult, calibrate
 from archsearch.calibration import CalibrationCard
 from archsearch.errors import InputError, RunError
+from archsearch.held_out import held_out, held_out_contexts
 from archsearch.profile import profile
 from archsearch.report import collect
 from archsearch.run import load_table

@@ -9,11 +9,12 @@ import pytest
 
 from archsearch.budgets import Metric
 from archsearch.cases import block_subject
+from archsearch.chains import long_copies
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import summary
 from archsearch.memory import MB
 from archsearch.predict import CostTable
-from archsearch.profile import decode_copies, profile
+from archsearch.profile import profile
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from archsearch.store import Store
@@ -52,13 +53,19 @@ def space() -> Space:
     return Space.from_dict(small())
 
 
+def copies_of_both(space: Space) -> int:
+    """The blocks of `small()` have long chains of one length."""
+    (n,) = {long_copies(space, block, space.all_dims[0], "fp32") for block in space.blocks}
+    return n
+
+
 def decode(context: int) -> Workload:
     return Workload(phase="decode", tokens=1, context=context, precision="fp32")
 
 
 def test_a_model_is_the_sum_of_its_parts(space: Space, table: CostTable) -> None:
     conv, gqa = space.blocks
-    n = decode_copies(space)
+    n = copies_of_both(space)
     # Per block: 1 µs, 100 ns of a token shared by the chain, and for attention 10 ns for each of 64 + 1 rows.
     conv_ns, gqa_ns, head_ns = 1000 + 100 / n, 1000 + 650 + 100 / n, 1000 + 100
     for a, b in itertools.product((0, 1, 3), (1, 2)):
@@ -71,7 +78,7 @@ def test_a_model_is_the_sum_of_its_parts(space: Space, table: CostTable) -> None
 
 def test_between_and_beyond_the_measured_contexts(space: Space, table: CostTable) -> None:
     conv, gqa = space.blocks
-    dims, n = space.all_dims[0], decode_copies(space)
+    dims, n = space.all_dims[0], copies_of_both(space)
     between = table.block(gqa, dims, decode(48))
     assert between.value * 1e6 == pytest.approx(1000 + 490 + 100 / n)
     assert not between.extrapolated
@@ -111,8 +118,8 @@ def test_memory_is_taken_apart_by_difference(space: Space, table: CostTable, run
     with Store(run_dir / "measurements.db") as store:
         peaks = {(row.subject_id, row.copies): row.memory[0]["peak_bytes"] for row in store.rows() if row.purpose == "memory"}
     for block in (conv, gqa):
-        few, many = (peaks[block_subject(block, dims, n).subject_id, n] for n in (1, decode_copies(space)))
-        each = (many - few) / (decode_copies(space) - 1)
+        few, many = (peaks[block_subject(block, dims, n).subject_id, n] for n in (1, copies_of_both(space)))
+        each = (many - few) / (copies_of_both(space) - 1)
         caches = block_costs(block, dims).state_bytes(batch=1, cache=65)
         stored = block_costs(block, dims).weight_bytes("fp32")
         assert table.block_memory(block, dims, "fp32").weights == pytest.approx(max(each - caches, stored))

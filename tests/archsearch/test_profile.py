@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from archsearch.profile import PREFILL_COPIES, SHORT_COPIES, curve_copies, decode_copies, profile
+from archsearch.chains import PREFILL_COPIES, SHORT_COPIES, curve_copies, long_copies
+from archsearch.profile import profile
 from archsearch.space import Space
 from archsearch.store import Store
 from devices import open_device
@@ -27,8 +28,9 @@ def test_every_block_is_measured_for_every_workload(tmp_path: Path) -> None:
     assert len(latency) == MEASURED
     assert all(row.status == "done" and sorted(row.rounds) == [0, 1, 2, 3] for row in latency)
     copies = {(row.workload.phase, row.copies) for row in latency if row.subject["kind"] == "block"}
-    assert copies == {("prefill", PREFILL_COPIES), *(("decode", n) for n in (SHORT_COPIES, *curve_copies(space), decode_copies(space)))}
-    assert (SHORT_COPIES, curve_copies(space), decode_copies(space)) == (2, (3,), 4)
+    dims = space.all_dims[0]
+    curve, longest = curve_copies(space, dims, "fp32"), [long_copies(space, block, dims, "fp32") for block in space.blocks]
+    assert copies == {("prefill", PREFILL_COPIES), *(("decode", n) for n in (SHORT_COPIES, *curve, *longest))}
     memory = [row for row in rows(tmp_path) if row.purpose == "memory"]
     assert [row.status for row in memory] == ["done"] * 2 * 5
     assert events[-1].stage == "finished"
