@@ -124,8 +124,8 @@ def bench(
     table: CostTable | None = None,
     device_id: str = "local",
     passes: int = 2,
-    rounds: int = 3,
-    min_time_ms: float = 150.0,
+    rounds: int = 8,
+    min_time_ms: float = 60.0,
     timeout_s: float = 300.0,
     result: BenchResult,
 ) -> Iterator[BenchEvent]:

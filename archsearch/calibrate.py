@@ -317,6 +317,7 @@ class _Calibration:
                 phase=phase,
                 predicted_mb=predicted / MB,
                 measured_mb=measured / MB,
+                pss_mb=pss / MB if (pss := row.memory[-1]["pss_bytes"]) is not None and phase != "load" else None,
             )
 
     def _cases(self, group: _Group, rows: dict[str, Row], known: set[str]) -> Iterator[MeasuredCase]:

@@ -101,6 +101,8 @@ class MeasuredMemory:
     phase: str
     predicted_mb: float
     measured_mb: float
+    pss_mb: float | None = None
+    """Proportional set size at the end: what other processes map as well counts in part. None where the platform does not tell."""
 
     @property
     def error(self) -> float:

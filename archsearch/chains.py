@@ -63,6 +63,12 @@ def decode_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Su
     return tuple(chains)
 
 
+def one_of_each(space: Space, dims: ModelDims) -> Subject | None:
+    """Every measured block once: what prefill needs where layers differ, as buffers of other sizes leave gaps. None for a single block."""
+    blocks = space.measured_blocks
+    return Subject(blocks=blocks, dims=dims, label="one of each") if len(blocks) > 1 else None
+
+
 def subjects(space: Space, precision: Precision) -> tuple[Subject, ...]:
     """Everything a space's cost table consists of: chains for decode, short chains for prefill and memory, embedding and head."""
     found: list[Subject] = []
@@ -72,4 +78,6 @@ def subjects(space: Space, precision: Precision) -> tuple[Subject, ...]:
             found += [block_subject(block, dims, n) for n in sorted(copies)]
         found += [block_subject(space.measured_blocks[0], dims, n) for n in curve_copies(space, dims, precision)]
         found.append(head_subject(dims, space.vocab_size, space.tie_embeddings))
+        if space.decode and space.prefill and (mixed := one_of_each(space, dims)) is not None:
+            found.append(mixed)
     return tuple(found)

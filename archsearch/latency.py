@@ -17,7 +17,7 @@ from archsearch.cases import Subject, block_label, head_subject
 from archsearch.chains import walk_bytes
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, row_summary
-from archsearch.spec import ArchSpec, parse_ffn, parse_operator
+from archsearch.spec import ArchSpec, block_from_dict
 from archsearch.store import Row
 from archsearch.walk import Chain, WalkLaw, fit_walk
 from archsearch.workload import Phase, Workload
@@ -63,8 +63,8 @@ def composed(block: BlockSpec, known: Iterable[BlockSpec]) -> dict[BlockSpec, in
 
 def block_of(row: Row) -> tuple[BlockSpec, ModelDims]:
     """The block, and the model dimensions, that a row measured."""
-    table, dims = row.subject["block"], ModelDims(**row.subject["dims"])
-    return BlockSpec(operator=parse_operator(table["operator"], dims, None, "operator"), ffn=parse_ffn(table["ffn"], None, "ffn")), dims
+    dims = ModelDims(**row.subject["dims"])
+    return block_from_dict(row.subject["block"], dims), dims
 
 
 class LatencyTable:

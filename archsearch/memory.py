@@ -14,7 +14,7 @@ import numpy as np
 
 from archsearch.cases import block_label, block_subject, head_subject
 from archsearch.errors import MissingMeasurement
-from archsearch.spec import ArchSpec
+from archsearch.spec import ArchSpec, block_from_dict
 from archsearch.store import Row
 from archsearch.workload import Workload
 from operators.costs import block_costs
@@ -66,7 +66,11 @@ class MemoryTable:
         self.rows = [row for row in rows if row.memory]
         self._by_subject: dict[str, list[Row]] = {}
         self._blocks: dict[tuple[ModelDims, Precision], dict[BlockSpec, None]] = {}
+        self._mixed: list[Row] = []
         for row in self.rows:
+            if is_mixed(row):
+                self._mixed.append(row)
+                continue
             self._by_subject.setdefault(row.subject_id, []).append(row)
             if row.subject["kind"] == "block":
                 key = ModelDims(**row.subject["dims"]), row.workload.precision
@@ -139,7 +143,8 @@ class MemoryTable:
     def model(self, spec: ArchSpec, workload: Workload, phase: MemoryPhase = "decode") -> MemoryParts:
         """A whole model's peak, by part, in bytes.
 
-        In prefill the activations count, and of all blocks the one that needs most sets the peak.
+        In prefill the activations count, and of all blocks the one that needs most sets the peak; where blocks differ, what a chain of one
+        of each needs, since buffers of other sizes leave gaps.
 
         Raises:
             MissingMeasurement: a part was not measured in that precision and phase.
@@ -148,6 +153,8 @@ class MemoryTable:
         blocks = {block: self.block(block, spec.dims, precision, phase) for block in counts}
         session = self.runtime_bytes(spec.dims, precision, phase)
         runtime = max((memory.runtime for memory in blocks.values()), default=session) if phase == "prefill" else session
+        if phase == "prefill" and len(counts) > 1:
+            runtime = max(runtime, self._mixed_runtime(spec.dims, workload))
         head = self._head(spec, precision, phase)
         if phase != "load" and "load" in self.phases(precision):
             # What is loaded stays; of the activations, of blocks and of the head, only the largest counts.
@@ -166,6 +173,19 @@ class MemoryTable:
             caches=caches if phase != "load" else 0.0,
         )
 
+    def _mixed_runtime(self, dims: ModelDims, workload: Workload) -> float:
+        """What a prefill of one of each block needs beside weights and caches; 0 where it was not measured."""
+        found = []
+        for row in self._mixed:
+            at = row.workload
+            if (ModelDims(**row.subject["dims"]), at.precision, at.phase) != (dims, workload.precision, "prefill"):
+                continue
+            blocks = [block_from_dict(table, dims) for table in row.subject["blocks"]]
+            weights = sum(self.block(block, dims, at.precision, "prefill").weights for block in blocks)
+            caches = sum(block_costs(block, dims).state_bytes(batch=at.batch, cache=at.cache) for block in blocks)
+            found += [entry["peak_bytes"] - entry["base_bytes"] - weights - caches for entry in row.memory]
+        return float(np.median(found)) if found else 0.0
+
     def _head(self, spec: ArchSpec, precision: Precision, phase: MemoryPhase) -> float:
         """Bytes that embedding and head add to a process that has loaded nothing."""
         for row in self._by_subject.get(head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings).subject_id, []):
@@ -175,6 +195,11 @@ class MemoryTable:
 
     def _missing(self, what: str, precision: Precision) -> MissingMeasurement:
         return MissingMeasurement(f"{self.device}: memory of {what} in {precision} was not measured; run `archsearch profile`")
+
+
+def is_mixed(row: Row) -> bool:
+    """Whether a row is of a chain of different blocks, without a vocabulary: no model."""
+    return row.subject["kind"] == "model" and "vocab_size" not in row.subject
 
 
 def _peak(row: Row, phase: MemoryPhase) -> float | None:

@@ -21,7 +21,7 @@ from archsearch.emulated import refuse
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, Widening
 from archsearch.latency import LatencyTable, block_of, composed
-from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable
+from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable, is_mixed
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
 from archsearch.walk import WalkLaw
@@ -42,12 +42,14 @@ class CostTable:
     def __init__(self, rows: Iterable[Row], *, device: str, widenings: Mapping[Workload, Widening] | None = None) -> None:
         self.device = device
         self.widenings = dict(widenings or {})
+        rows = list(rows)
         own = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
         self.failed = [row for row in own if row.status == "failed"]
         usable = [row for row in own if row.status != "failed" and (row.rounds or row.memory)]
         self.rows = usable
         self.runtime, self.fingerprint = (own[-1].runtime, own[-1].fingerprint) if own else ("", "")
         memory = [row for row in usable if row.purpose == "memory"]
+        memory += [row for row in rows if row.purpose == "memory" and row.memory and is_mixed(row)]
         self.peaks = MemoryTable(memory, device=device, compose=composed, block_of=lambda row: block_of(row)[0])
         latency = [row for row in usable if row.purpose == "latency"]
         self.chains = LatencyTable(latency, failed=self.failed, device=device)

@@ -9,7 +9,7 @@ The protocol (docs/prediction.md says why):
 - every operator with the widest FFN, every FFN with the first operator: the two add up (`CostTable.parts`).
 - `passes` fresh processes for each precision and thread count; in each, all cases interleaved in `rounds` shuffled rounds.
   What is still uncertain then gets further passes.
-- memory in processes of its own: a chain and a single copy, whose difference is what one more block costs.
+- memory in processes of its own: a chain and a single copy, whose difference is what one more block costs; and every block once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
-from archsearch.chains import PREFILL_COPIES, decode_chains, long_copies, subjects
+from archsearch.chains import PREFILL_COPIES, decode_chains, long_copies, one_of_each, subjects
 from archsearch.estimate import row_summary
 from archsearch.series import stored
 from archsearch.space import MeasureSettings, Space
@@ -185,6 +185,8 @@ class _Profile:
                     copies = (1, long_copies(self.space, block, dims, workload.precision))
                     items += [self._item(block_subject(block, dims, n), workload, "memory") for n in copies]
                 items.append(self._item(head_subject(dims, self.space.vocab_size, self.space.tie_embeddings), workload, "memory"))
+                if workload.phase == "prefill" and (mixed := one_of_each(self.space, dims)) is not None:
+                    items.append(self._item(mixed, workload, "memory"))
         return items
 
     def _item(self, subject: Subject, workload: Workload, purpose: Literal["latency", "memory"]) -> Item:

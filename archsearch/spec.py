@@ -199,6 +199,11 @@ def operator_to_dict(spec: OperatorSpec) -> dict[str, Any]:
     return {"kind": spec.kind, **asdict(spec)}
 
 
+def block_from_dict(table: Mapping[str, Any], dims: ModelDims) -> BlockSpec:
+    """The block that `block_to_dict` wrote."""
+    return BlockSpec(operator=parse_operator(table["operator"], dims, None, "operator"), ffn=parse_ffn(table["ffn"], None, "ffn"))
+
+
 def block_to_dict(block: BlockSpec) -> dict[str, Any]:
     return {"operator": operator_to_dict(block.operator), "ffn": asdict(block.ffn)}
 

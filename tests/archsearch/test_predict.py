@@ -12,7 +12,7 @@ from archsearch.cases import block_subject
 from archsearch.chains import long_copies
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import summary
-from archsearch.memory import MB
+from archsearch.memory import MB, is_mixed
 from archsearch.predict import CostTable
 from archsearch.profile import profile
 from archsearch.space import Space
@@ -230,3 +230,20 @@ def test_blocks_that_were_not_measured_are_put_together_from_others(tmp_path: Pa
         assert tables[False].parts(block, space.all_dims[0], space.workloads()[0]) == {block: 1}
     counts = tables[True].part_counts(spec, space.workloads()[0])
     assert sum(counts.values()) == len(spec.layers)
+
+
+def test_a_prefill_of_different_blocks_needs_what_one_of_each_needs(space: Space, run_dir: Path) -> None:
+    """Buffers of other sizes leave gaps, which chains of a single block do not show."""
+    conv, gqa = space.blocks
+    workload = Workload(phase="prefill", tokens=16, context=0, precision="fp32")
+    with Store(run_dir / "measurements.db") as store:
+        rows = store.rows()
+    (mixed,) = (row for row in rows if is_mixed(row))
+    assert (mixed.workload, mixed.copies, mixed.purpose) == (workload, 2, "memory")
+    more = replace(mixed, memory=tuple(entry | {"peak_bytes": entry["peak_bytes"] + 40_000_000} for entry in mixed.memory))
+    tables = [CostTable([*(row for row in rows if row.key != mixed.key), *extra], device="local") for extra in ((), (mixed,), (more,))]
+    without, plain, gaps = (t.peaks.model(space.spec([conv, gqa]), workload, "prefill").total for t in tables)
+    assert without <= plain <= gaps
+    assert gaps - plain == pytest.approx(40_000_000, abs=1_000_000)
+    alone = [t.peaks.model(space.spec([gqa, gqa]), workload, "prefill").total for t in tables]
+    assert alone[0] == alone[1] == alone[2]
