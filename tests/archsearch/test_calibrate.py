@@ -49,6 +49,22 @@ class Lawful(FakeDevice):
         super().__init__(lambda case: round(law(case) * factor(case)), broken)
 
 
+class Walking(FakeDevice):
+    """50 µs a layer and a vocabulary, and `price` nanoseconds for each byte of weights that a cache of 400 kB misses of the whole model's."""
+
+    def __init__(self, price: float) -> None:
+        super().__init__(self._nanoseconds)
+        self.price = price
+
+    def _nanoseconds(self, case: Case) -> int:
+        layers = len({state.input.split(".")[1] for state in case.states})
+        vocabulary = any(feed.name == "input_ids" for feed in case.feeds)
+        walk = sum(file.stat().st_size for file in case.model.parent.glob("model.onnx*"))
+        prefill = any(feed.name in ("input_ids", "hidden") and feed.shape[1] > 1 for feed in case.feeds)
+        missed = 0.0 if prefill else 1 / (1 + (400_000 / max(walk, 1)) ** 4)
+        return round(50_000 * (layers + vocabulary) + self.price * walk * missed)
+
+
 class Stopped(Exception):
     pass
 
@@ -127,6 +143,17 @@ def test_a_machine_that_drifted_is_corrected_for(tmp_path: Path) -> None:
         assert case.drift == pytest.approx(1.1, rel=1e-3)
         assert case.error == pytest.approx(0, abs=2e-3)
         assert case.uncorrected_error == pytest.approx(1 / 1.1 - 1, abs=2e-3)
+
+
+def test_memory_that_got_dearer_is_told_apart_from_computing(tmp_path: Path) -> None:
+    """A neighbour takes cache and bandwidth: models drift by what they walk, and prefill not at all."""
+    list(profile(space(), tmp_path, Walking(price=0.2)))
+    card = calibrated(tmp_path, Walking(price=0.3), layouts=8)
+    decode = [case for case in card.cases if case.workload.phase == "decode"]
+    assert max(abs(case.error) for case in decode) < 0.02
+    assert min(case.drift for case in decode) > 1.03
+    assert max(case.drift for case in decode) - min(case.drift for case in decode) > 0.01, "each by its own share"
+    assert all(case.drift == pytest.approx(1, abs=1e-3) for case in card.cases if case.workload.phase == "prefill")
 
 
 def test_a_machine_that_is_another_one_is_refused_and_may_be_measured_again(tmp_path: Path) -> None:
