@@ -50,7 +50,7 @@ class Lawful(FakeDevice):
 
 
 class Walking(FakeDevice):
-    """50 µs a layer and a vocabulary, and `price` nanoseconds for each byte of weights that a cache of 400 kB misses of the whole model's."""
+    """50 µs a layer, and `price` nanoseconds for each byte of the whole model that a cache of 400 kB misses."""
 
     def __init__(self, price: float) -> None:
         super().__init__(self._nanoseconds)
