@@ -158,7 +158,7 @@ def failures_table(report: Report) -> Table | None:
     if not report.failures:
         return None
     return Table(
-        caption="What could not be measured",
+        caption="What could not be measured or trained",
         header=("What", "Workload", "Reason", "Detail"),
         rows=tuple((row.label, row.workload, row.reason, row.detail) for row in report.failures),
         words=frozenset(range(4)),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from archsearch.model import LanguageModel
+from archsearch.quality import states
 from archsearch.quality import synthetic as tasks
 from archsearch.quality.proxy import HIDDEN, narrow
 from archsearch.spec import ArchSpec
@@ -232,7 +233,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     begun = time.process_time()
     curve: list[tuple[int, float]] = []
-    step, spent = _load(stop.state, model, optimizer, curve)
+    step, spent = states.load(stop.state, model, optimizer, curve)
     for _ in range(step):
         batch()  # what comes next is what would have come
     last = stop.until or steps
@@ -254,26 +255,11 @@ def train(
             if good_enough(value):
                 break
     spent += time.process_time() - begun
-    if stop.until is not None and stop.state is not None:
-        _save(stop.state, model, optimizer, curve, spent)
+    if stop.state is not None and stop.until is not None:
+        states.save(stop.state, model, optimizer, curve, spent)
+    elif stop.state is not None:
+        stop.state.unlink(missing_ok=True)  # nothing is left to go on with
     return tuple(curve), step, spent
-
-
-def _save(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: list[tuple[int, float]], spent: float) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve, "seconds": spent}
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def _load(path: Path | None, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: list[tuple[int, float]]) -> tuple[int, float]:
-    """Take up a training that was stopped: its last step and CPU seconds so far; zeros where there is none."""
-    if path is None or not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    curve += state["curve"]
-    return curve[-1][0], state["seconds"]
 
 
 @cache

@@ -224,12 +224,12 @@ def test_interrupting_does_not_count_against_a_layout(tmp_path: Path, monkeypatc
 
     for _ in range(3):
         searcher = halving_search(tmp_path, halving=1, evaluator=Interrupted(tmp_path / "trained"))
-        monkeypatch.setattr("archsearch.search.book.is_gone", lambda who: True)  # as the next process sees it
+        monkeypatch.setattr("archsearch.search.claims.is_gone", lambda who: True)  # as the next process sees it
         with pytest.raises(KeyboardInterrupt):
             search(searcher)
     searcher = halving_search(tmp_path, halving=1)
     search(searcher)
-    assert searcher._given_up == {}
+    assert searcher.given_up == []
     trained = {point.spec.spec_id for point in searcher.points}
     cut = [trial for trial in trials_of(searcher) if trial.user_attrs.get("interrupted")]
     assert cut
