@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from search_harness import TrialState, reachable, search, searcher_of, trials_of
 
 from archsearch.errors import FileFormatError
 from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training, micro
+from archsearch.quality.states import begun, state_file, trim
 from archsearch.search import Searcher, trials_frame
 from archsearch.search.halving import rung_objectives, survivors
 from archsearch.search.result import FrontPoint, choose, pareto_front
@@ -81,14 +83,24 @@ def test_what_is_stopped_and_goes_on_is_the_same_training(task: Any, tmp_path: P
     assert first.whole == whole
     assert Training.from_dict(json.loads(json.dumps(first.to_dict()))) == first
     state = tmp_path / "state.pt"
-    begun, anew, at_once = first.run(state), first.run(), whole.run()
+    stopped, anew, at_once = first.run(state), first.run(), whole.run()
     assert state.exists()
-    assert replace(begun, seconds=0) == replace(anew, seconds=0)
+    assert replace(stopped, seconds=0) == replace(anew, seconds=0)
     continued = whole.run(state)
     assert replace(continued, seconds=0) == replace(at_once, seconds=0)
-    assert at_once.curve[: len(begun.curve)] == begun.curve
-    assert begun.steps == first.until < at_once.steps
-    assert continued.seconds > begun.seconds
+    assert at_once.curve[: len(stopped.curve)] == stopped.curve
+    assert stopped.steps == first.until < at_once.steps
+    assert continued.seconds > stopped.seconds
+    assert not state.exists()  # nothing is left to go on with
+
+
+def test_of_what_was_stopped_the_newest_is_kept(tmp_path: Path) -> None:
+    for at, name in enumerate("abcd"):
+        path = state_file(tmp_path, name)
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (at, at))
+    trim(tmp_path, 250)
+    assert begun(tmp_path) == {"c", "d"}
 
 
 def test_there_is_no_look_before_the_end_of_a_short_training() -> None:
@@ -101,10 +113,10 @@ def test_there_is_no_look_before_the_end_of_a_short_training() -> None:
 def test_evaluators_go_on_from_where_they_looked(tmp_path: Path) -> None:
     path = tmp_path / "quality.jsonl"
     with Evaluator(path, SHORT, workers=1, tasks=("recall", "selective_copy", "text")) as evaluator:
-        (begun,) = evaluator.begin_all([spec_of("ca")])
-        assert isinstance(begun, LayoutQuality)
-        assert [result.task for result in begun.synthetic] == ["recall", "selective_copy"]
-        assert begun.text.steps == 2
+        (first,) = evaluator.begin_all([spec_of("ca")])
+        assert isinstance(first, LayoutQuality)
+        assert [result.task for result in first.synthetic] == ["recall", "selective_copy"]
+        assert first.text.steps == 2
         assert evaluator.cached(spec_of("ca")) is None
         states = list(evaluator._states.iterdir()) if evaluator._states else []
         assert len(states) == 3

@@ -255,6 +255,10 @@ def test_confirm_and_the_same_layouts_at_a_larger_width(copy: Path, space: Path,
     assert "width 64: 0.02 tokens a parameter" in shown.out
     assert document["scale"]["why"] in " ".join(shown.out.split())
     assert (copy / "scale.jsonl").read_text() == lines  # nothing was trained again
+    assert call("report", "--run", copy, "--out", copy / "r.html").status == 0
+    page = (copy / "r.html").read_text()
+    assert '<h2 id="confirmed-title">Confirmed by training</h2>' in page
+    assert '<option value="1">width 64</option>' in page
 
 
 def test_impossible_budgets_say_what_can_be_reached(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:

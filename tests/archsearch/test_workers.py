@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,30 @@ def test_processes_of_one_machine_share_sqlite(tmp_path: Path) -> None:
         text, _ = other.communicate(timeout=60)
     assert other.returncode == 0
     assert json.loads(text)["failed"] == 0
+
+
+@pytest.mark.slow
+def test_workers_of_one_machine_go_on_with_what_was_stopped(tmp_path: Path) -> None:
+    """Successive halving: whichever of them began it, to the same result as in one go; nothing is left lying about."""
+    settings = QualitySettings(recall_steps=50, text_steps=4)
+    wanted = [spec_of(pattern) for pattern in ("c", "a", "ca")]
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with SharedEvaluator(tmp_path / "quality.jsonl", settings, url=url, workers=2, heartbeat_s=1) as evaluator:
+        assert len(list(evaluator.begin_all(wanted))) == 3
+        states = evaluator._local._states if evaluator._local is not None else Path()
+        assert len(list(states.glob("*.pt"))) == 6
+        found = list(evaluator.evaluate_all(wanted))
+        assert list(states.iterdir()) == []
+        trials = evaluator.queue.trials()
+        whole = [training for spec in wanted for training in evaluator.trainings(spec)]
+    assert not states.exists()
+    assert all(isinstance(quality, LayoutQuality) for quality in found)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 12
+    assert [trial.user_attrs["continued"] for trial in trials] == ["until" not in trial.user_attrs for trial in trials]
+    for training in whole:
+        kept = evaluator.results.get(training.key)
+        assert kept is not None
+        assert replace(kept, seconds=0) == replace(training.run(), seconds=0)
 
 
 @pytest.mark.slow

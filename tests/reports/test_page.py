@@ -77,7 +77,7 @@ def page(report: Report) -> Page:
 def test_markup_is_balanced_and_every_section_is_there(page: Page) -> None:
     assert page.open == []
     assert page.titles == [
-        "budgets", "designs", "layouts", "predicted", "calibration", "decode", "prefill", "equal", "samples", "roofline",
+        "budgets", "designs", "layouts", "confirmed", "predicted", "calibration", "decode", "prefill", "equal", "samples", "roofline",
         "memory", "plan", "training", "model", "parameters", "failures", "conditions",
     ]  # fmt: skip
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
@@ -142,6 +142,7 @@ SECTIONS: dict[str, set[str]] = {
     "designs": {"designs", "layouts"},
     "budgets": {"budgets"},
     "predicted": {"predicted"},
+    "confirmed": {"confirmed"},
     "held_out": {"calibration"},
     "memory": {"memory"},
     "parameters": {"parameters"},
