@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archsearch.quality.micro import TASKS, QualityResult, QualitySettings, Task
 from archsearch.quality.results import ResultFile
 from archsearch.quality.states import state_file
+from archsearch.quality.tasks import TASKS, QualityResult, QualitySettings, Task
 from archsearch.quality.training import Training
 from archsearch.spec import ArchSpec
 from operators.specs import SpecError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.errors import RunError
-from archsearch.quality.micro import QualityResult
+from archsearch.quality.tasks import QualityResult
 
 
 class ResultFile:

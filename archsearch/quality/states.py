@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from archsearch.model import LanguageModel
+    from archsearch.model import LanguageModel
 
 LIMIT_BYTES = 2**30
 """So much is kept in one folder, the newest first: most of what was stopped is never taken up again."""
@@ -31,6 +33,8 @@ def begun(folder: Path) -> set[str]:
 
 def save(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: Curve, spent: float) -> None:
     """Keep what was learned in `spent` CPU seconds, and make room for it."""
+    import torch
+
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve, "seconds": spent}
     new = path.with_suffix(".new")
     torch.save(state, new)
@@ -40,6 +44,8 @@ def save(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, cur
 
 def load(path: Path | None, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: Curve) -> tuple[int, float]:
     """Take up a training that was stopped: its last step and CPU seconds so far; zeros where there is none."""
+    import torch
+
     if path is None or not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)

@@ -15,7 +15,7 @@ from search_fakes import FakeEvaluator, quality_of, space_of
 from search_harness import TrialState, reachable, search, searcher_of, trials_of
 
 from archsearch.errors import FileFormatError
-from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training, micro
+from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training, tasks
 from archsearch.quality.states import begun, state_file, trim
 from archsearch.search import Searcher, trials_frame
 from archsearch.search.halving import rung_objectives, survivors
@@ -57,10 +57,10 @@ def test_a_fast_layout_is_not_stopped_for_a_slow_one_that_is_better() -> None:
 
 def quality(text: float, *accuracies: float) -> LayoutQuality:
     def result(task: Any, value: float) -> QualityResult:
-        status: Any = "resolved" if value >= micro.SOLVED or task == "text" else "unresolved"
+        status: Any = "resolved" if value >= tasks.SOLVED or task == "text" else "unresolved"
         return QualityResult(task=task, value=value, status=status, steps=2, tokens=10, seconds=0.1, seed=0, curve=((2, value),))
 
-    recall, *others = [result(task, value) for task, value in zip(micro.SYNTHETIC, accuracies, strict=False)]
+    recall, *others = [result(task, value) for task, value in zip(tasks.SYNTHETIC, accuracies, strict=False)]
     return LayoutQuality(spec=spec_of("ca"), recall=recall, text=result("text", text), others=tuple(others))
 
 

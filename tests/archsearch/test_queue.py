@@ -64,7 +64,7 @@ def test_a_training_of_another_version_is_left_to_others(tmp_path: Path, monkeyp
     queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
     queue.put(trainings("c"))
     with monkeypatch.context() as patch:
-        patch.setattr("archsearch.quality.micro.VERSION", 99)
+        patch.setattr("archsearch.quality.tasks.VERSION", 99)
         assert queue.take() is None
     assert queue.take() is not None
 
