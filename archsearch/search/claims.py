@@ -136,7 +136,7 @@ def given_up(study: optuna.Study) -> list[GivenUp]:
         if key is None:
             continue
         reason = attributes.get("reason", "")
-        if trial.state == TrialState.FAIL and reason != CUT_OFF:
+        if trial.state == TrialState.FAIL and reason not in ("", CUT_OFF):  # without one: somebody set it free
             spec = ArchSpec.from_dict(json.loads(attributes["spec"]))
             found[key] = GivenUp(number=trial.number, spec=spec, reason=reason, twice=reason == CUT_OFF_TWICE)
         elif trial.state == TrialState.COMPLETE or attributes.get("stopped") or (trial.state == TrialState.RUNNING and _elsewhere(trial)):

@@ -30,6 +30,7 @@ MISSED = 3
 """So many signs of life in a row have to be missing before a worker counts as dead."""
 WINDOW = 16
 """A worker takes one of the first so many, at random: a thousand that all try the first one would wait for each other."""
+DIED_ONCE = "its worker was killed, or stood still; it is tried once more"
 DIED = "its worker was killed, twice; most likely memory ran out"
 
 
@@ -148,10 +149,10 @@ class TrainingQueue:
         """The reason into each trial that is about to be failed; afterwards nothing can be written into it."""
         from optuna.exceptions import UpdateFinishedTrialError
 
-        for number in self._storage._get_stale_trial_ids(self._study._study_id):
-            last = len(self._storage.get_trial(number).system_attrs.get("retry_history", ())) >= RETRIES
+        for trial_id in self._storage._get_stale_trial_ids(self._study._study_id):
+            last = len(self._storage.get_trial(trial_id).system_attrs.get("retry_history", ())) >= RETRIES
             with contextlib.suppress(UpdateFinishedTrialError):
-                self._storage.set_trial_user_attr(number, "killed", DIED if last else "its worker was killed; it is tried once more")
+                self._storage.set_trial_user_attr(trial_id, "killed", DIED if last else DIED_ONCE)
 
     def workers(self) -> int:
         """Processes that have asked for work lately, by this machine's clock: an estimate."""

@@ -13,7 +13,7 @@ from test_quality_evaluator import spec_of
 from archsearch.errors import StoreError
 from archsearch.quality import QualityResult, QualitySettings, Training
 from archsearch.search import queue as queues
-from archsearch.search.queue import DIED, TrainingQueue
+from archsearch.search.queue import DIED, DIED_ONCE, TrainingQueue
 from archsearch.search.worker import patiently, work
 
 SHORT = QualitySettings(recall_steps=2, text_steps=1)
@@ -84,7 +84,7 @@ def test_what_a_dead_worker_had_is_tried_once_more_and_then_given_up(tmp_path: P
         found = queue.outcomes([training.key])
         assert found == ({} if attempt == 0 else {training.key: DIED})
     assert [trial.state for trial in queue.trials()] == [TrialState.FAIL, TrialState.FAIL]
-    assert [trial.user_attrs["killed"] for trial in queue.trials()] == ["its worker was killed; it is tried once more", DIED]
+    assert [trial.user_attrs["killed"] for trial in queue.trials()] == [DIED_ONCE, DIED]
     assert queue.take() is None
     queue.put([training])  # whoever asks for it again gets it tried again
     assert queue.take() is not None

@@ -159,6 +159,18 @@ def test_a_layout_of_a_process_that_is_gone_is_nobodys(tmp_path: Path) -> None:
     assert asked_first(searcher.open_study(), 9, spec, searcher.evaluator) is None
 
 
+def test_a_layout_of_a_machine_that_is_gone_for_good_is_set_free_by_hand(tmp_path: Path) -> None:
+    """As `optuna tell --state fail` does: it is proposed again, and nobody says that it was given up."""
+    searcher, trial, spec = begun(tmp_path, ELSEWHERE)
+    opened = searcher.open_study()
+    assert asked_first(opened, 9, spec, searcher.evaluator) == trial.number
+    opened.tell(trial.number, state=TrialState.FAIL)
+    assert asked_first(opened, 9, spec, searcher.evaluator) is None
+    result, _ = search(searcher)
+    assert spec.spec_id in {point.spec.spec_id for point in searcher.points}
+    assert result.given_up == ()
+
+
 def test_of_two_that_find_the_same_trial_cut_off_one_takes_it_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searcher, _, spec = begun(tmp_path, GONE)
     one, other = fail_cut_off(searcher.open_study()), fail_cut_off(searcher.open_study())
