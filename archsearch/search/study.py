@@ -367,7 +367,8 @@ class Searcher:
         batch = Batch([], [])
         for key, spec in list(self._stopped.items()):
             costs = self.costs(spec)
-            if len(batch.accepted) == count or not costs.feasible or key in {point.spec.spec_id for point in self.trained}:
+            known = {point.spec.spec_id for point in self.trained} | self._failed.keys()
+            if len(batch.accepted) == count or not costs.feasible or key in known:
                 continue
             trial, asked = book.ask(study, self.designs, self._once_more(spec, label="stopped before"))
             if (other := claims.asked_first(study, trial.number, asked, self.evaluator, stopped=False)) is not None:

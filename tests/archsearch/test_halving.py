@@ -204,6 +204,28 @@ def test_when_nothing_else_is_left_those_that_were_stopped_are_trained(tmp_path:
     assert any(trial.user_attrs["source"] == "stopped before" for trial in trials_of(searcher))
 
 
+def test_one_that_was_stopped_and_then_cannot_be_trained_ends_no_search(tmp_path: Path) -> None:
+    """It fails when it is taken up after all: once, and not for ever."""
+    space = space_of(layers=2, ffn=[512])
+
+    class Late(FakeEvaluator):
+        def begin_all(self, specs: Any) -> Any:
+            fails, self.fails = self.fails, set()
+            yield from super().begin_all(specs)
+            self.fails = fails
+
+    first = searcher_of(tmp_path, space, trials=1, halving=2)
+    search(first)
+    stopped = {spec.spec_id for spec in first._stopped.values()}
+    assert stopped
+    searcher = searcher_of(tmp_path, space, trials=50, halving=2, evaluator=Late(tmp_path / "trained", fails=stopped))
+    result, _ = search(searcher)
+    assert {point.spec.spec_id for point in searcher.trained} == set(reachable(space)) - stopped
+    assert {lost.spec.spec_id for lost in result.given_up} == stopped
+    failed = [trial for trial in trials_of(searcher) if trial.state == TrialState.FAIL]
+    assert len(failed) == len(stopped)
+
+
 def test_the_baseline_and_what_is_asked_for_by_name_are_never_stopped(tmp_path: Path) -> None:
     space = space_of(layers=8)
     worst = max(reachable(space).values(), key=lambda spec: quality_of(spec)[1])
