@@ -237,7 +237,9 @@ def test_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_global_layer_mends_recall(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real trainings, made small: 4 keys of 8, so that a layout that can recall does within seconds."""
     for name, value in {"KEYS": 8, "PAIRS": 4, "QUERIES": 12, "RECALL_TOKENS": 32}.items():
-        monkeypatch.setattr(micro, name, value)
+        for module in (tasks, micro):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     setting = QualitySettings(recall_steps=150)
     hybrid = evaluate(spec_of([CONV, GQA], ffn=2048), "recall", setting, 0)
     local = evaluate(spec_of([CONV, CONV], ffn=2048), "recall", setting, 0)
