@@ -15,13 +15,8 @@ def budgets_table(report: Report) -> Table | None:
     rows = []
     for row in report.budgets:
         value = _standing(row)
-        state = (
-            "–"
-            if value is None
-            else f"kept, {percent(value / row.limit, 0)}"
-            if value <= row.limit
-            else f"missed, {percent(value / row.limit, 0)}"
-        )
+        share = "" if value is None else percent(value / row.limit, 0).replace(" ", "\u00a0")  # never a % alone on a line
+        state = "–" if value is None else f"{'kept' if value <= row.limit else 'missed'}, {share}"
         rows.append(
             (
                 sentence(metric_name(row.metric)),

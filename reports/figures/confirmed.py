@@ -138,7 +138,8 @@ def _summary(report: Report, info: ConfirmedInfo) -> str:
 
 def _table(info: ConfirmedInfo) -> Table:
     several = len(info.contests) > 1
-    rows, marked = [], []
+    rows: list[tuple[str, ...]] = []
+    marked = []
     for contest, shown in info.contests:
         for place in shown:
             row = place.row
