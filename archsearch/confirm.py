@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from archsearch.errors import RunError
 from archsearch.quality import Evaluator, QualityResult, QualitySettings, Training
-from archsearch.quality.micro import TASKS, Task
 from archsearch.quality.ranking import paired
+from archsearch.quality.tasks import TASKS, Task
 from archsearch.search import FrontPoint, Searcher
 from archsearch.search.result import choose
 from archsearch.spec import ArchSpec

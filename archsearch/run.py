@@ -29,7 +29,7 @@ from devices import Device, measure_limits, open_device
 
 if TYPE_CHECKING:
     from archsearch.quality import Evaluator, QualitySettings
-    from archsearch.quality.micro import Task
+    from archsearch.quality.tasks import Task
     from archsearch.search import Searcher, SearchResult  # which imports torch
     from archsearch.search.devices import SearchTables
 

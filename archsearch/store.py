@@ -1,7 +1,6 @@
 """The measurements: one SQLite file in WAL mode. What was acknowledged survives kill -9; files of several machines merge.
 
-Tables: `devices`, `series` (one process that measured: its conditions), `measurements` (what was to be measured, or why it
-failed), `rounds` (raw samples, little-endian int64 nanoseconds) and `memory`. Nothing derived is stored.
+What is in it: `archsearch.schema`. Nothing derived is stored.
 """
 
 from __future__ import annotations
@@ -18,33 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from archsearch import schema
 from archsearch.errors import StoreError
 from archsearch.snapshot import snapshot
 from archsearch.workload import Workload
 from devices.base import DeviceInfo
 from devices.plan import Failed, Loaded, MachineState, MemoryResult, RoundResult, Started
-
-SCHEMA_VERSION = 3
-"""1: first. 2: the peak of loading. 3: the machine during a round."""
-
-SCHEMA = """
-CREATE TABLE devices (fingerprint TEXT PRIMARY KEY, device_id TEXT NOT NULL, info TEXT NOT NULL);
-CREATE TABLE series (series_id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, conditions TEXT NOT NULL, state TEXT NOT NULL);
-CREATE TABLE measurements (
-    key TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, subject_id TEXT NOT NULL, subject TEXT NOT NULL, copies INTEGER NOT NULL,
-    purpose TEXT NOT NULL, phase TEXT NOT NULL, tokens INTEGER NOT NULL, context INTEGER NOT NULL, batch INTEGER NOT NULL,
-    precision TEXT NOT NULL, threads INTEGER NOT NULL, runtime TEXT NOT NULL, planned INTEGER NOT NULL, created_unix_s REAL NOT NULL,
-    load_ns INTEGER, first_run_ns INTEGER, reason TEXT, detail TEXT);
-CREATE TABLE rounds (
-    key TEXT NOT NULL, number INTEGER NOT NULL, series_id TEXT NOT NULL, wall BLOB NOT NULL, cpu BLOB,
-    before TEXT NOT NULL, after TEXT NOT NULL, during TEXT,
-    PRIMARY KEY (key, number));
-CREATE TABLE memory (
-    key TEXT NOT NULL, series_id TEXT NOT NULL, base_bytes INTEGER NOT NULL, loaded_bytes INTEGER NOT NULL, peak_bytes INTEGER NOT NULL,
-    pss_bytes INTEGER, anonymous_bytes INTEGER, load_peak_bytes INTEGER, PRIMARY KEY (key, series_id));
-CREATE INDEX measurements_subject ON measurements (fingerprint, subject_id);
-"""
-TABLES = ("devices", "series", "measurements", "rounds", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,32 +80,11 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
-            self._check_ours()
+            schema.check_ours(self._db, self.path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._migrate()
-
-    def _check_ours(self) -> None:
-        """Before anything is written, also the journal mode: a file that is somebody else's stays as it is."""
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise StoreError(f"{self.path}: written by a newer archsearch (schema {version}); update archsearch, or choose another --run")
-        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise StoreError(f"{self.path}: a database, but not one of archsearch; choose another --run")
-
-    def _migrate(self) -> None:
-        with self.transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == SCHEMA_VERSION:
-                return
-            if version == 0:
-                for statement in SCHEMA.split(";"):
-                    self._db.execute(statement)
-            else:
-                if version == 1:
-                    self._db.execute("ALTER TABLE memory ADD COLUMN load_peak_bytes INTEGER")
-                self._db.execute("ALTER TABLE rounds ADD COLUMN during TEXT")
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            with self.transaction():
+                schema.migrate(self._db)
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -273,7 +230,7 @@ class Store:
         Raises:
             StoreError: a source is missing, corrupt, or of another version; nothing of it is taken then.
         """
-        added = dict.fromkeys(TABLES, 0)
+        added = dict.fromkeys(schema.TABLES, 0)
         for source in sources:
             with snapshot(Path(source)) as copy:
                 try:
@@ -289,7 +246,7 @@ class Store:
             self._db.execute("ATTACH ? AS source", (str(source),))
         try:
             with self.transaction() as db:
-                for table in TABLES:
+                for table in schema.TABLES:
                     added[table] += db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM source.{table}").rowcount
                 db.execute(  # as in `add_round`: a success clears a failure
                     "UPDATE measurements SET reason = NULL, detail = NULL WHERE reason IS NOT NULL AND key IN "

@@ -21,8 +21,8 @@ from archsearch.errors import InputError, RunError
 from archsearch.files import read_json, write_atomic
 from archsearch.quality import Evaluator, QualityResult, QualitySettings, Training, narrow
 from archsearch.quality.equal import copy_parameters, equal_parameters
-from archsearch.quality.micro import TASKS, VERSION, Task
 from archsearch.quality.ranking import between_seeds, rank
+from archsearch.quality.tasks import TASKS, VERSION, Task
 from archsearch.search.designs import DesignSpace
 from archsearch.space import Space
 from archsearch.spec import ArchSpec

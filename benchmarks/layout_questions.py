@@ -24,8 +24,8 @@ from archsearch.cli.progress import stage
 from archsearch.files import write_atomic
 from archsearch.quality import Evaluator, QualityResult, QualitySettings, Training
 from archsearch.quality.equal import copy_parameters, equal_parameters
-from archsearch.quality.micro import Task
 from archsearch.quality.ranking import paired
+from archsearch.quality.tasks import Task
 from archsearch.spec import ArchSpec
 
 CONTEXT = 4096

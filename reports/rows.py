@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.confirmed_rows import Confirmed
 from reports.plan_rows import Plan
 
 Phase = Literal["prefill", "decode"]
@@ -369,6 +370,7 @@ class Report:
     """One sentence: by which rule the layout was chosen, and on what evidence."""
     shared: tuple[str, ...] = ()
     """For each of several devices, a sentence on what the layout that they share costs on it."""
+    confirmed: Confirmed | None = None
     predicted: tuple[PredictedRow, ...] = ()
     held_out: tuple[HeldOutRow, ...] = ()
     calibration: tuple[CalibrationSummary, ...] = ()

@@ -15,13 +15,8 @@ def budgets_table(report: Report) -> Table | None:
     rows = []
     for row in report.budgets:
         value = _standing(row)
-        state = (
-            "–"
-            if value is None
-            else f"kept, {percent(value / row.limit, 0)}"
-            if value <= row.limit
-            else f"missed, {percent(value / row.limit, 0)}"
-        )
+        share = "" if value is None else percent(value / row.limit, 0).replace(" ", "\u00a0")  # never a % alone on a line
+        state = "–" if value is None else f"{'kept' if value <= row.limit else 'missed'}, {share}"
         rows.append(
             (
                 sentence(metric_name(row.metric)),
@@ -158,7 +153,7 @@ def failures_table(report: Report) -> Table | None:
     if not report.failures:
         return None
     return Table(
-        caption="What could not be measured",
+        caption="What could not be measured or trained",
         header=("What", "Workload", "Reason", "Detail"),
         rows=tuple((row.label, row.workload, row.reason, row.detail) for row in report.failures),
         words=frozenset(range(4)),

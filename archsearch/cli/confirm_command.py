@@ -73,6 +73,7 @@ def confirm(
         for event in train_contest(contest, searcher.evaluator):
             bar.update(event.done, event.total, note=event.label, seconds_left=event.seconds_left)
     document = document_of(contest, searcher.evaluator)
+    document |= {"space_id": parsed.space_id, "budgets": [str(budget) for budget in searcher.budgets]}
     if scale is not None:
         with stage("scale") as bar:
             for at in run_scale(contest, scale, run):

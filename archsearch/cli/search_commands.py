@@ -38,6 +38,7 @@ def search(
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Answer from what is measured and trained; the default when all trials are done.")
     ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="First train again what failed or was killed twice.")] = False,
     certify: Annotated[bool, typer.Option("--certify", help="With --resolve: prove how much the inner search left.")] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -58,12 +59,14 @@ def search(
     searcher = make_searcher(
         parsed, run, table, budgets, trials=trials, seed=seed, storage=storage, workers=workers, baseline=baseline, held=hold or ()
     )
-    at_once = resolve or certify or (trials is None and searcher.finished())
+    if retry and (resolve or certify):
+        raise InputError("--retry trains and --resolve does not; give one of them")
+    at_once = resolve or certify or (trials is None and not retry and searcher.finished())
     if at_once:
         result = answer(searcher, certified=certify)
     else:
         with stage("search") as bar, searcher.evaluator:
-            for event in searcher.run():
+            for event in searcher.run(retry=retry):
                 show(bar, event)
         result = searcher.result()
     chosen = place_of_choice(run, result.best.spec) if result.best is not None else None

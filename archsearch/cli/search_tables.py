@@ -39,6 +39,10 @@ def print_result(result: SearchResult, searcher: Searcher, chosen: Path | None, 
     if result.certificate is not None:
         gap, points = result.certificate["worst_gap"], len(result.certificate["points"])
         stdout.print(f"certificate: at {points} latencies at most {gap:.2%} is left, were quality additive (HiGHS)", style="dim")
+    for given in result.given_up:
+        stdout.print(f"given up: {given.spec.pattern}, trial {given.number}: {given.reason}", style="yellow", markup=False)
+    if result.given_up:
+        stdout.print("the same command with --retry trains what was given up again", style="dim")
     if trained_nothing:
         stdout.print(f"{len(searcher.trained)} trained layouts answered, none was trained for this; --trials N trains", style="dim")
     if chosen is not None:

@@ -43,7 +43,7 @@ def validate(
     from archsearch.cli.tables import stderr
     from archsearch.errors import InputError
     from archsearch.files import write_atomic
-    from archsearch.quality.micro import ALL_TASKS, TASKS
+    from archsearch.quality.tasks import ALL_TASKS, TASKS
     from archsearch.run import claim, make_evaluator
     from archsearch.validate import document_of, make_plan, score_by_supernet, train_plan
 

@@ -5,10 +5,10 @@ budgeted search needs both. A training that has not left its plateau is *unresol
 """
 
 from archsearch.quality.evaluator import EvaluationFailure, Evaluator, LayoutQuality
-from archsearch.quality.micro import QualityResult, QualitySettings, evaluate
 from archsearch.quality.proxy import narrow
 from archsearch.quality.results import ResultFile
 from archsearch.quality.rules import Structure, structure
+from archsearch.quality.tasks import QualityResult, QualitySettings
 from archsearch.quality.training import Training
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "ResultFile",
     "Structure",
     "Training",
-    "evaluate",
     "narrow",
     "structure",
 ]

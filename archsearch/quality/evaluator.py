@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archsearch.quality.micro import TASKS, QualityResult, QualitySettings, Task
 from archsearch.quality.results import ResultFile
+from archsearch.quality.states import state_file
+from archsearch.quality.tasks import TASKS, QualityResult, QualitySettings, Task
 from archsearch.quality.training import Training
 from archsearch.spec import ArchSpec
 from operators.specs import SpecError
@@ -128,11 +129,14 @@ class Evaluator:
         return [training if training.key in self.results else training.first_rung() for training in self.trainings(spec)]
 
     def cached(self, spec: ArchSpec) -> LayoutQuality | None:
-        """The quality of a layout if all of its tasks are known already."""
+        """The quality of a layout if all of its tasks are known already, here or to another process that writes into the same file."""
         try:
-            return self._known(spec, self.trainings(spec))
+            trainings = self.trainings(spec)
         except SpecError:
             return None
+        if any(training.key not in self.results for training in trainings):
+            self.results.refresh()
+        return self._known(spec, trainings)
 
     def _known(self, spec: ArchSpec, trainings: Sequence[Training]) -> LayoutQuality | None:
         results = [self.results.get(training.key) for training in trainings]
@@ -235,7 +239,7 @@ class Evaluator:
         """Where a training that is stopped leaves what it has learned, until the evaluator is closed."""
         if self._states is None:
             self._states = Path(tempfile.mkdtemp(prefix="archsearch-rungs-"))
-        return self._states / f"{training.whole.key}.pt"
+        return state_file(self._states, training.whole.key)
 
     def _finish(self, slot: int, key: str, future: Future[QualityResult | str]) -> QualityResult | str:
         """Keep a result; the reason when there is none."""

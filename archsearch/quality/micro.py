@@ -6,100 +6,40 @@ must answer with their values; chance is 1/16. Text: bytes of the training corpu
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from archsearch.model import LanguageModel
-from archsearch.quality import synthetic as tasks
+from archsearch.quality import states
 from archsearch.quality.proxy import HIDDEN, narrow
+from archsearch.quality.synthetic import noisy_recall_batch, selective_copy_batch
+from archsearch.quality.tasks import (
+    BATCH,
+    HELD_OUT_WINDOWS,
+    KEYS,
+    PAIRS,
+    QUERIES,
+    SOLVED,
+    TEXT_BATCH,
+    TEXT_TOKENS,
+    QualityResult,
+    QualitySettings,
+    Task,
+    shape_of,
+)
 from archsearch.spec import ArchSpec
 
-Task = Literal["recall", "text", "selective_copy", "noisy_recall"]
-TASKS: tuple[Task, ...] = ("recall", "text")
-"""What the search trains on unless a space asks for more (`search.tasks`)."""
-ALL_TASKS: tuple[Task, ...] = ("recall", "text", "selective_copy", "noisy_recall")
-SYNTHETIC: tuple[Task, ...] = ("recall", "selective_copy", "noisy_recall")
-"""Tasks with a rule to be found: solved or not."""
-
-KEYS, PAIRS, QUERIES = 16, 8, 24
-RECALL_TOKENS = 2 * (PAIRS + QUERIES)
-SOLVED = 0.9
-"""Accuracy from which recall counts as solved; a model that has found the rule goes on to 1.0 within tens of steps."""
-TEXT_TOKENS, TEXT_BATCH = 128, 8
-HELD_OUT_WINDOWS = 128
-BATCH = 32
 LEARNING_RATES: dict[Task, float] = {"recall": 3e-3, "text": 6e-3, "selective_copy": 3e-3, "noisy_recall": 3e-3}
 WARMUP = 20
-CHECK_EVERY = 25
-TEXT_CHECKS = 4
-FIRST_RUNG = 0.3
-"""Successive halving looks first at the first check from this share of the steps on: earlier orders agree too little with the last
-(docs/quality.md)."""
-VERSION = 3
-"""Raised when the same settings would give other results. 1: first. 2: 24 queries; held-out windows from every document.
-3: smaller steps on text, with a learning rate of their own."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QualitySettings:
-    """How long the small trainings are; part of the identity of their results. `recall_steps` is for every synthetic task."""
-
-    recall_steps: int = 400
-    text_steps: int = 300
-    context: int = 4096
-    """The context the layouts are meant for (see `narrow`)."""
-
-    def steps(self, task: Task) -> int:
-        return self.text_steps if task == "text" else self.recall_steps
-
-    def check_every(self, task: Task) -> int:
-        """Steps between two looks at what was learned; there is one at the end in any case."""
-        return -(-self.text_steps // TEXT_CHECKS) if task == "text" else CHECK_EVERY
-
-    def first_rung(self, task: Task) -> int | None:
-        """Steps after which successive halving looks first; None where there is no look before the end."""
-        every, steps = self.check_every(task), self.steps(task)
-        rung = every * math.ceil(FIRST_RUNG * steps / every)
-        return rung if rung < steps else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QualityResult:
-    """What one small training found.
-
-    Attributes:
-        value: accuracy in [0, 1] on a synthetic task, or held-out bits a byte.
-        status: "resolved", or "unresolved" for a synthetic task that was not solved within the steps it was given.
-        steps: steps trained; for solved recall, until it was solved.
-        curve: (step, value) at every check.
-    """
-
-    task: Task
-    value: float
-    status: Literal["resolved", "unresolved"]
-    steps: int
-    tokens: int
-    seconds: float
-    seed: int
-    curve: tuple[tuple[int, float], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> QualityResult:
-        return cls(**(data | {"curve": tuple((int(step), float(value)) for step, value in data["curve"])}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,22 +70,9 @@ def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor
     return ids, targets
 
 
-def shape_of(task: Task) -> tuple[int, int]:
-    """Vocabulary and tokens of a task's sequences."""
-    match task:
-        case "text":
-            return 256, TEXT_TOKENS
-        case "recall":
-            return 2 * KEYS, RECALL_TOKENS
-        case "selective_copy":
-            return tasks.COPY_VOCAB, tasks.COPY_TOKENS
-        case "noisy_recall":
-            return tasks.NOISY_VOCAB, tasks.NOISY_TOKENS
-
-
 def synthetic(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int, stop: Stop) -> QualityResult:
     """Train on a synthetic task until it is solved or the steps are used up."""
-    make = {"recall": recall_batch, "selective_copy": tasks.selective_copy_batch, "noisy_recall": tasks.noisy_recall_batch}[task]
+    make = {"recall": recall_batch, "selective_copy": selective_copy_batch, "noisy_recall": noisy_recall_batch}[task]
     vocab_size, length = shape_of(task)
     model = build(narrow(spec, vocab_size=vocab_size, tokens=length, context=settings.context), seed)
     generator, examiner = torch.Generator().manual_seed(seed + 1), torch.Generator().manual_seed(seed + 2)
@@ -232,7 +159,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     begun = time.process_time()
     curve: list[tuple[int, float]] = []
-    step, spent = _load(stop.state, model, optimizer, curve)
+    step, spent = states.load(stop.state, model, optimizer, curve)
     for _ in range(step):
         batch()  # what comes next is what would have come
     last = stop.until or steps
@@ -254,26 +181,11 @@ def train(
             if good_enough(value):
                 break
     spent += time.process_time() - begun
-    if stop.until is not None and stop.state is not None:
-        _save(stop.state, model, optimizer, curve, spent)
+    if stop.state is not None and stop.until is not None:
+        states.save(stop.state, model, optimizer, curve, spent)
+    elif stop.state is not None:
+        stop.state.unlink(missing_ok=True)  # nothing is left to go on with
     return tuple(curve), step, spent
-
-
-def _save(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: list[tuple[int, float]], spent: float) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve, "seconds": spent}
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def _load(path: Path | None, model: LanguageModel, optimizer: torch.optim.Optimizer, curve: list[tuple[int, float]]) -> tuple[int, float]:
-    """Take up a training that was stopped: its last step and CPU seconds so far; zeros where there is none."""
-    if path is None or not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    curve += state["curve"]
-    return curve[-1][0], state["seconds"]
 
 
 @cache
@@ -285,14 +197,3 @@ def corpus_bytes() -> tuple[np.ndarray, np.ndarray]:
     splits = (b"".join(document.text.encode() for document in documents) for documents in (corpus.training(), corpus.held_out()))
     training, held_out = (np.frombuffer(split, np.uint8) for split in splits)
     return training, held_out
-
-
-def settings_key(spec: ArchSpec, task: Task, settings: QualitySettings, seed: int, until: int | None = None) -> str:
-    """Identity of a result: the narrow layout, the task, its length and where it was stopped, the seed. The same copy, the same key."""
-    vocab, tokens = shape_of(task)
-    copy = narrow(spec, vocab_size=vocab, tokens=tokens, context=settings.context)
-    steps = settings.steps(task)
-    what: dict[str, Any] = {"copy": copy.spec_id, "task": task, "steps": steps, "seed": seed, "version": VERSION}
-    if until is not None:
-        what["until"] = until
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]

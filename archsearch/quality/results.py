@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.errors import RunError
-from archsearch.quality.micro import QualityResult
+from archsearch.quality.tasks import QualityResult
 
 
 class ResultFile:
@@ -20,7 +20,18 @@ class ResultFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cache = _read(path)
+        self.cache: dict[str, QualityResult] = {}
+        self._read_to = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up what other processes have added since.
+
+        Raises:
+            RunError: the file cannot be read.
+        """
+        found, self._read_to = _read(self.path, self._read_to)
+        self.cache |= found
 
     def __contains__(self, key: str) -> bool:
         return key in self.cache
@@ -63,19 +74,22 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _read(path: Path) -> dict[str, QualityResult]:
-    if not path.exists():
-        return {}
+def _read(path: Path, start: int) -> tuple[dict[str, QualityResult], int]:
+    """Results from byte `start` on, and where the last whole line ends."""
     try:
-        lines = path.read_bytes().splitlines()
+        if not path.exists() or path.stat().st_size == start:
+            return {}, start
+        with path.open("rb") as file:
+            file.seek(start)
+            text = file.read()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}; move it away to train anew") from error
     found = {}
-    for line in lines:
+    for line in text.splitlines():
         try:
             data = json.loads(line)
             key = data.pop("key")
             found[key] = QualityResult.from_dict(data)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # torn by a kill: that training is repeated
-    return found
+    return found, start + text.rfind(b"\n") + 1

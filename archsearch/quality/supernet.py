@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from archsearch.model import LanguageModel
-from archsearch.quality.micro import HELD_OUT_WINDOWS, LEARNING_RATES, TEXT_BATCH, TEXT_TOKENS, WARMUP, build, corpus_bytes, windows
+from archsearch.quality.micro import LEARNING_RATES, WARMUP, build, corpus_bytes, windows
 from archsearch.quality.proxy import narrow
+from archsearch.quality.tasks import HELD_OUT_WINDOWS, TEXT_BATCH, TEXT_TOKENS
 from archsearch.spec import ArchSpec
 from operators.specs import BlockSpec, FfnSpec
 

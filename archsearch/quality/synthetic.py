@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SYMBOLS, COPIED, GAPS = 16, 8, 32
-BLANK, MARK = SYMBOLS, SYMBOLS + 1
-COPY_VOCAB, COPY_TOKENS = SYMBOLS + 2, GAPS + 1 + COPIED
-NOISY_PAIRS, NOISY_QUERIES, NOISE_KINDS, NOISE = 6, 16, 16, 20
-NOISY_VOCAB = 2 * SYMBOLS + NOISE_KINDS
-NOISY_TOKENS = 2 * (NOISY_PAIRS + NOISY_QUERIES) + NOISE
+from archsearch.quality.tasks import BLANK, COPIED, GAPS, MARK, NOISE, NOISY_PAIRS, NOISY_QUERIES, NOISY_TOKENS, NOISY_VOCAB, SYMBOLS
 
 
 def selective_copy_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from archsearch.quality.micro import QualityResult, QualitySettings, Stop, Task, evaluate, settings_key
+from archsearch.quality.tasks import QualityResult, QualitySettings, Task, settings_key
 from archsearch.spec import ArchSpec
 
 
@@ -45,6 +45,8 @@ class Training:
 
     def run(self, state: Path | None = None) -> QualityResult:
         """Train; `state` is a file that an earlier part of the same training left, or where this one leaves what it has learned."""
+        from archsearch.quality.micro import Stop, evaluate
+
         return evaluate(self.spec, self.task, self.settings, self.seed, Stop(until=self.until, state=state))
 
     def to_dict(self) -> dict[str, Any]:

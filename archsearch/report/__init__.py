@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archsearch.errors import InputError
-from archsearch.report import calibrated, fair, measured, planned, searched, trained, validated
+from archsearch.report import calibrated, confirmed, fair, measured, planned, searched, trained, validated
 from archsearch.report.files import RunFiles
 from archsearch.search.result import TEXT_TIE
 from reports.rows import Report
@@ -71,6 +71,7 @@ def report(run: RunFiles) -> Report:
         chosen_pattern=run.chosen.pattern if run.chosen else "",
         choice_rule=CHOICE if run.chosen else "",
         shared=searched.shared(run) if run.chosen else (),
+        confirmed=confirmed.confirmed(run),
         predicted=tuple(trained.predicted(run)),
         held_out=calibrated.held_out(run),
         calibration=calibrated.summaries(run),

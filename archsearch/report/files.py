@@ -64,6 +64,13 @@ class RunFiles:
         return found if found and found.get("space_id") == self.space.space_id else None
 
     @cached_property
+    def confirmation(self) -> dict[str, Any] | None:
+        """What `archsearch confirm` found; None where it was not run for this space."""
+        path = self.run_dir / "confirmation.json"
+        found = read_json(path) if path.exists() else None
+        return found if found and found.get("space_id", self.space.space_id) == self.space.space_id else None
+
+    @cached_property
     def device(self) -> str:
         """The device that the search was for; else the first."""
         wanted = self.search["device"] if self.search else None

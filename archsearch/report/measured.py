@@ -194,6 +194,13 @@ def failures(run: RunFiles) -> Iterable[FailureRow]:
                 reason=row.reason or "",
                 detail=row.detail or "",
             )
+    for lost in (run.search or {}).get("given_up", ()):
+        yield FailureRow(
+            label=lost["pattern"],
+            workload=f"small trainings, trial {lost['trial']}",
+            reason=lost["reason"],
+            detail="given up; `archsearch search` with --retry trains it again",
+        )
 
 
 def advice(run: RunFiles) -> Sequence[str]:

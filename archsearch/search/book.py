@@ -11,15 +11,13 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.quality import LayoutQuality
 from archsearch.search.designs import DesignSpace
 from archsearch.search.feasible import ROUNDING, Costs
-from archsearch.search.owner import is_gone, owner
+from archsearch.search.owner import owner
 from archsearch.search.seeds import InnerDesign
 from archsearch.search.storage import experimental_is_known, open_storage, storage_errors
 from archsearch.spec import ArchSpec
@@ -32,18 +30,6 @@ log = logging.getLogger(__name__)
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize", "minimize"]
 RECALL, TEXT = "recall", "text_bits_per_byte"
 BY_HAND = "enqueued by hand"
-NAMING_S = 60.0
-"""By then, a trial that was put into the queue by hand and taken up names its process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutOff:
-    """A trial whose process is gone; `again` unless it was itself the second try."""
-
-    number: int
-    spec: ArchSpec
-    params: Mapping[str, Any]
-    again: bool
 
 
 def open_study(url: str, name: str, seed: int, attributes: Mapping[str, Any]) -> optuna.Study:
@@ -99,19 +85,6 @@ def trained(study: optuna.Study) -> Iterator[tuple[int, ArchSpec]]:
             yield trial.number, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
 
 
-def running_elsewhere(study: optuna.Study) -> dict[str, ArchSpec]:
-    """Layouts that another living search trains now, by their ids."""
-    from optuna.trial import TrialState
-
-    found = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        who = trial.user_attrs.get("owner")
-        if "spec" in trial.user_attrs and who != owner() and not is_gone(who):
-            spec = ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
-            found[spec.spec_id] = spec
-    return found
-
-
 def refused(study: optuna.Study) -> set[tuple[str, str]]:
     """(layout, reason) of what was refused before: it is not written down twice."""
     from optuna.trial import TrialState
@@ -141,47 +114,50 @@ def marked_when_interrupted(trials: Iterable[optuna.Trial]) -> Iterator[None]:
         raise
 
 
-def fail_cut_off(study: optuna.Study) -> Iterator[CutOff]:
-    """Fail the trials whose process is gone."""
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        attributes = trial.user_attrs
-        if not is_gone(attributes.get("owner")) or ("owner" not in attributes and _just_begun(trial)):
-            continue
-        if "spec" in attributes:
-            again = "retry_of" not in attributes or attributes.get("interrupted", False)
-            reason = "cut off; its layout is tried again" if again else "cut off, for the second time"
-            study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-            spec = ArchSpec.from_dict(json.loads(attributes["spec"]))
-            yield CutOff(number=trial.number, spec=spec, params=trial.params, again=again)
-        study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _just_begun(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial that names no process may be on its way to do so: one that somebody put into the queue by hand, a moment ago."""
-    began = trial.datetime_start
-    return began is not None and (datetime.now() - began).total_seconds() < NAMING_S
-
-
 def ask(study: optuna.Study, designs: DesignSpace, entry: InnerDesign) -> tuple[optuna.Trial, ArchSpec]:
-    """A trial for a layout; or for one that somebody else has put into the queue before it.
+    """A trial for a layout.
 
-    The layout itself is an attribute: of one that is in no pattern, the parameters tell only the gist.
+    The layout itself is an attribute: of one that is in no pattern, the parameters tell only the gist. All of it is written in one
+    transaction, its process included: another search sees the whole trial or none, and never takes it for one that was cut off.
     """
-    # With the owner from the very beginning: another search must not take it for one that was cut off.
-    attributes: dict[str, Any] = {"spec": entry.spec.to_json(), "source": entry.label or "inner pass", "owner": owner()}
+    import optuna
+
+    spec = entry.spec
+    attributes: dict[str, Any] = {"spec": spec.to_json(), "spec_id": spec.spec_id, "source": entry.label or "inner pass", "owner": owner()}
     if entry.retry_of is not None:
         attributes["retry_of"] = entry.retry_of
-    study.enqueue_trial(entry.design.to_dict(), user_attrs=attributes)
-    trial = study.ask(designs.distributions())
-    trial.set_user_attr("owner", owner())
-    if "spec" not in trial.user_attrs:
+    whole = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING,
+        params=entry.design.to_dict(),
+        distributions=designs.distributions(),
+        user_attrs=attributes,
+    )
+    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=whole)), spec
+
+
+def asked_by_hand(study: optuna.Study, designs: DesignSpace) -> tuple[optuna.Trial, ArchSpec] | None:
+    """The next layout that somebody has put into the study's queue, unless another search takes it out; None where there is none."""
+    import optuna
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+
+    for waiting in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        try:
+            if not study._storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
+                continue
+        except UpdateFinishedTrialError:
+            continue
+        trial = optuna.Trial(study, waiting._trial_id)
+        trial.set_user_attr("owner", owner())
+        for name, distribution in designs.distributions().items():
+            trial._suggest(name, distribution)
+        if "spec" in trial.user_attrs:
+            return trial, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
         spec = designs.spec(designs.design(trial.params))
-        trial.set_user_attr("spec", spec.to_json())
-        trial.set_user_attr("source", BY_HAND)
+        for key, value in {"spec": spec.to_json(), "spec_id": spec.spec_id, "source": BY_HAND}.items():
+            trial.set_user_attr(key, value)
         return trial, spec
-    return trial, ArchSpec.from_dict(json.loads(trial.user_attrs["spec"]))
+    return None
 
 
 def write_costs(trial: optuna.Trial, costs: Costs) -> None:

@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ MISSED = 3
 """So many signs of life in a row have to be missing before a worker counts as dead."""
 WINDOW = 16
 """A worker takes one of the first so many, at random: a thousand that all try the first one would wait for each other."""
+DIED_ONCE = "its worker was killed, or stood still; it is tried once more"
 DIED = "its worker was killed, twice; most likely memory ran out"
 
 
@@ -141,7 +142,17 @@ class TrainingQueue:
             return
         self._looked = time.monotonic()
         with storage_errors(self.url), experimental_is_known():
+            self._say_why()
             optuna.storages.fail_stale_trials(self._study)
+
+    def _say_why(self) -> None:
+        """The reason into each trial that is about to be failed; afterwards nothing can be written into it."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        for trial_id in self._storage._get_stale_trial_ids(self._study._study_id):
+            last = len(self._storage.get_trial(trial_id).system_attrs.get("retry_history", ())) >= RETRIES
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._storage.set_trial_user_attr(trial_id, "killed", DIED if last else DIED_ONCE)
 
     def workers(self) -> int:
         """Processes that have asked for work lately, by this machine's clock: an estimate."""
@@ -157,16 +168,23 @@ class TrainingQueue:
         with storage_errors(self.url):
             self._study.set_user_attr(f"worker {who['host']} {who['pid']}", time.time() if present else None)
 
-    def take(self) -> Taken | None:
-        """A training that nobody else does; None when there is none that this version of the program can do."""
+    def take(self, begun: Container[str] = ()) -> Taken | None:
+        """A training that nobody else does; None when there is none that this version of the program can do.
+
+        Args:
+            begun: keys of trainings whose first steps were done on this machine: they are taken first, for they go on from there.
+        """
         import optuna
 
         self.rescue()
         with storage_errors(self.url):
             waiting = self._storage.get_all_trials(self._study._study_id, deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
-            first, rest = waiting[:WINDOW], waiting[WINDOW:]
-            random.shuffle(first)
-            for trial in (*first, *rest):
+            ours = [trial for trial in waiting if trial.user_attrs.get("key") in begun]
+            others = [trial for trial in waiting if trial.user_attrs.get("key") not in begun]
+            first, rest = others[:WINDOW], others[WINDOW:]
+            for some in (ours, first):
+                random.shuffle(some)
+            for trial in (*ours, *first, *rest):
                 training = _readable(trial.user_attrs)
                 if training is None or not self._claim(trial):
                     continue
@@ -189,14 +207,13 @@ class TrainingQueue:
             return False
 
     def _done_elsewhere(self, trial: FrozenTrial, key: str) -> bool:
-        """Two that find the same worker dead at once may both put its training back; the earlier one is done."""
+        """Two searches that want the same training at once may both put it in, as may two that find the same worker dead: the one that
+        came first is done. Trials are numbered in the order in which they are written, so the later one sees the earlier."""
         from optuna.trial import TrialState
 
-        if not trial.system_attrs.get("retry_history"):
-            return False
         others = [other for other in self._by_key().get(key, []) if other.number != trial.number]
         return any(
-            other.state == TrialState.COMPLETE or (other.state == TrialState.RUNNING and other.number < trial.number) for other in others
+            other.state == TrialState.COMPLETE or (other.state != TrialState.FAIL and other.number < trial.number) for other in others
         )
 
     @contextlib.contextmanager
@@ -219,13 +236,18 @@ class TrainingQueue:
             over.set()
             thread.join()
 
-    def done(self, taken: Taken, result: QualityResult | str) -> bool:
-        """Write down what came of it; False when it was taken for dead meanwhile, and another does it."""
+    def done(self, taken: Taken, result: QualityResult | str, *, continued: bool = False) -> bool:
+        """Write down what came of it; False when it was taken for dead meanwhile, and another does it.
+
+        Args:
+            continued: it went on from where it had been stopped, instead of beginning anew.
+        """
         from optuna.trial import TrialState
 
         if isinstance(result, str):
             return self._end(taken.trial, TrialState.FAIL, reason=result)
-        return self._end(taken.trial, TrialState.COMPLETE, value=result.value, result=json.dumps(result.to_dict()))
+        found = json.dumps(result.to_dict())
+        return self._end(taken.trial, TrialState.COMPLETE, value=result.value, result=found, continued=continued)
 
     def hand_back(self, taken: Taken) -> None:
         """Give up in the middle: another takes it at once, and it does not count as a failure."""
@@ -241,13 +263,13 @@ class TrainingQueue:
         with storage_errors(self.url):
             self._study.add_trial(optuna.create_trial(state=state, user_attrs=training.to_dict(), system_attrs=dict(system_attrs or {})))
 
-    def _end(self, trial: FrozenTrial, state: Any, *, value: float | None = None, **attributes: str) -> bool:
+    def _end(self, trial: FrozenTrial, state: Any, *, value: float | None = None, **attributes: str | bool) -> bool:
         from optuna.exceptions import UpdateFinishedTrialError
 
         with storage_errors(self.url):
             try:
-                for name, text in {**attributes, "worker": json.dumps(owner())}.items():
-                    self._storage.set_trial_user_attr(trial._trial_id, name, text)
+                for name, what in {**attributes, "worker": json.dumps(owner())}.items():
+                    self._storage.set_trial_user_attr(trial._trial_id, name, what)
                 self._storage.set_trial_state_values(trial._trial_id, state=state, values=None if value is None else [value])
             except UpdateFinishedTrialError:
                 return False

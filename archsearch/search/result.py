@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from archsearch.quality import LayoutQuality
+from archsearch.search.claims import GivenUp
 from archsearch.search.feasible import Costs
 from archsearch.spec import ArchSpec
 
@@ -79,6 +80,7 @@ class SearchResult:
     """`best` is None when no layout keeps the budgets (then `unreachable` says why), or when none that keeps them is trained.
 
     `proposed` are layouts within the budgets that are not trained, and that are expected to be on the front.
+    `given_up` are layouts that were to be trained and could not be, each with its trial and the reason.
     `devices`, of several: what the shared layout costs on each beside that device's own choice.
     """
 
@@ -91,6 +93,7 @@ class SearchResult:
     certificate: dict[str, Any] | None = None
     baseline: dict[str, Any] | None = None
     devices: dict[str, dict[str, Any]] | None = None
+    given_up: tuple[GivenUp, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `archsearch search` prints."""
@@ -100,6 +103,7 @@ class SearchResult:
             "best": self.best.to_dict() if self.best else None,
             "unreachable": self.unreachable,
             "proposed": [point.to_dict() for point in self.proposed],
+            "given_up": [lost.to_dict() for lost in self.given_up],
         }
         asked_for = {"certificate": self.certificate, "baseline": self.baseline, "devices": self.devices}
         return document | {name: value for name, value in asked_for.items() if value is not None}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training
-from archsearch.quality.micro import TASKS, Task
+from archsearch.quality.tasks import TASKS, Task
 from archsearch.search.queue import HEARTBEAT_S, TrainingQueue
 from archsearch.search.worker import PATIENCE_S, LocalWorkers, patiently
 from archsearch.spec import ArchSpec

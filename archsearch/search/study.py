@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,20 +24,21 @@ from archsearch.budgets import Budget
 from archsearch.errors import RunError
 from archsearch.predict import CostTable
 from archsearch.quality import EvaluationFailure, Evaluator, LayoutQuality
-from archsearch.search import book, seeds
-from archsearch.search.baseline import LABEL, compared
+from archsearch.search import book, claims, seeds
+from archsearch.search.baseline import LABEL
+from archsearch.search.claims import GivenUp
 from archsearch.search.designs import DesignSpace
-from archsearch.search.devices import SearchTables, regrets
+from archsearch.search.devices import SearchTables
 from archsearch.search.events import Batch, SearchEvent, said
 from archsearch.search.feasible import CostModel, Costs, measured_space, primary_latency, primary_memory, search_metrics
 from archsearch.search.halving import rung_objectives, survivors
 from archsearch.search.layouts import Layouts
+from archsearch.search.outcome import outcome
 from archsearch.search.proposer import Proposer
-from archsearch.search.result import FrontPoint, SearchResult, choose, pareto_front
+from archsearch.search.result import FrontPoint, SearchResult
 from archsearch.search.seeds import InnerDesign
 from archsearch.search.storage import storage_errors, study_url
 from archsearch.search.table import CostArrays
-from archsearch.search.unreachable import unreachable
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INNER_SAMPLES = seeds.INNER_SAMPLES
+RETRIED = "given up before"
 
 
 class Searcher:
@@ -90,7 +92,9 @@ class Searcher:
         self.trained: list[FrontPoint] = []
         """Every trained layout, also those over today's budgets."""
         self.nearest: InnerDesign | None = None
-        self._given_up: dict[str, tuple[ArchSpec, str]] = {}
+        self.given_up: list[GivenUp] = []
+        """Layouts that failed and are not trained."""
+        self._failed: dict[str, ArchSpec] = {}
         self._model: CostModel | None = None
         self._proposer: Proposer | None = None
         self._refused: set[tuple[str, str]] = set()
@@ -166,8 +170,11 @@ class Searcher:
         }
         return book.open_study(self.url, self.study_name, self.seed, attributes)
 
-    def run(self) -> Iterator[SearchEvent]:
+    def run(self, *, retry: bool = False) -> Iterator[SearchEvent]:
         """Search; `result` tells what was found, also before the end.
+
+        Args:
+            retry: first train what was given up (`given_up`), also where as many as are wanted are trained.
 
         Raises:
             StoreError: the study cannot be read or written.
@@ -180,7 +187,7 @@ class Searcher:
         self._began, self._trained_now = time.monotonic(), 0
         study = self.open_study()
         with storage_errors(self.url):
-            queue = self.recover(study) + self.over_budget(inner) + self.seeds(inner)
+            queue = self.recover(study, retry=retry) + self.over_budget(inner) + self.seeds(inner)
             spare = [entry for entry in inner if entry.costs.feasible]
             random.Random(self.seed + 1).shuffle(spare)
             while len(self.points) < self.trials:
@@ -196,28 +203,29 @@ class Searcher:
                         break  # every feasible layout that is known is trained
                 yield from self.train(study, (yield from self.halve(study, batch.accepted, wanted)))
         if not self.points:
-            reasons = [reason for _, reason in self._given_up.values()]
+            reasons = [f"{lost.spec.pattern}: {lost.reason}" for lost in self.given_up]
             raise RunError(f"no layout could be trained: {reasons[0] if reasons else 'none was proposed'}")
 
-    def recover(self, study: optuna.Study) -> list[InnerDesign]:
-        """Take up what earlier runs left: trained layouts count again; trials that were cut off fail and are tried once more."""
-        again = []
-        for cut in list(book.fail_cut_off(study)):
-            if not cut.again:
-                self._given_up[cut.spec.spec_id] = (
-                    cut.spec,
-                    f"{cut.spec.pattern}: the search was cut off twice while it trained this layout",
-                )
-            elif self.costs(cut.spec).feasible:
-                # Killed before its parameters were written, it has but the layout.
-                design = self.designs.design(cut.params) if cut.params else self.designs.nearest(cut.spec)
-                again.append(InnerDesign(design=design, spec=cut.spec, costs=self.costs(cut.spec), retry_of=cut.number))
+    def recover(self, study: optuna.Study, *, retry: bool = False) -> list[InnerDesign]:
+        """Take up what earlier runs left: what is trained counts; what was cut off fails and is tried once more, as is, with `retry`,
+        what was given up."""
+        again = [self._once_more(cut.spec, retry_of=cut.number) for cut in list(claims.fail_cut_off(study)) if cut.again]
         self.read(study)
-        return again
+        if retry:
+            lost = [entry for entry in (self._once_more(lost.spec, label=RETRIED) for lost in self.given_up) if entry.costs.feasible]
+            self.trials = max(self.trials, len(self.points) + len(lost))
+            again += lost
+        else:
+            self._failed |= {lost.spec.spec_id: lost.spec for lost in self.given_up if lost.twice}
+        return [entry for entry in again if entry.costs.feasible]
+
+    def _once_more(self, spec: ArchSpec, **why: Any) -> InnerDesign:
+        return InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=self.costs(spec), **why)
 
     def read(self, study: optuna.Study) -> None:
         """Take up what is trained, without changing anything."""
         self._refused = book.refused(study)
+        self.given_up = claims.given_up(study)
         self._stopped = {spec.spec_id: spec for _, spec in book.stopped(study)}
         for number, spec in book.trained(study):
             quality = self.evaluator.cached(spec)
@@ -261,17 +269,24 @@ class Searcher:
     def propose(self, study: optuna.Study, queue: list[InnerDesign], spare: list[InnerDesign], count: int) -> Batch:
         """Feasible layouts that were not trained yet: from the queue, then from the model, then from the inner pass."""
         batch = Batch([], [])
-        tried = {point.spec.spec_id: point.spec for point in self.trained} | {key: spec for key, (spec, _) in self._given_up.items()}
-        tried |= book.running_elsewhere(study) | self._stopped
+        tried = {point.spec.spec_id: point.spec for point in self.trained} | self._failed
+        tried |= claims.running_elsewhere(study) | self._stopped
         while len(batch.accepted) < count:
-            entry = self._next(queue, spare, tried)
-            if entry is None:
-                return batch
-            trial, spec = book.ask(study, self.designs, entry)
+            asked = book.asked_by_hand(study, self.designs)
+            if asked is None:
+                entry = self._next(queue, spare, tried)
+                if entry is None:
+                    return batch
+                asked = book.ask(study, self.designs, entry)
+            trial, spec = asked
             costs = self.costs(spec)
             reason = costs.reason(self.budgets)
             if spec.spec_id in tried:
                 book.refuse(study, trial, "the same layout as an earlier trial")
+                continue
+            if (other := claims.asked_first(study, trial.number, spec, self.evaluator)) is not None:
+                book.refuse(study, trial, f"the same layout as trial {other}, of another search")
+                tried[spec.spec_id] = spec
                 continue
             book.write_costs(trial, costs)
             if reason is not None:
@@ -341,7 +356,7 @@ class Searcher:
 
     def _goes_on(self, trial: optuna.trial.Trial, spec: ArchSpec) -> bool:
         """Asked for by name, or known to its end already, so that it costs nothing more."""
-        return trial.user_attrs["source"] in (LABEL, book.BY_HAND) or self.evaluator.cached(spec) is not None
+        return trial.user_attrs["source"] in (LABEL, RETRIED, book.BY_HAND) or self.evaluator.cached(spec) is not None
 
     def _rung_objectives(self, quality: LayoutQuality) -> list[float]:
         costs = self.costs(quality.spec).values
@@ -352,10 +367,13 @@ class Searcher:
         batch = Batch([], [])
         for key, spec in list(self._stopped.items()):
             costs = self.costs(spec)
-            if len(batch.accepted) == count or not costs.feasible or key in {point.spec.spec_id for point in self.trained}:
+            known = {point.spec.spec_id for point in self.trained} | self._failed.keys()
+            if len(batch.accepted) == count or not costs.feasible or key in known:
                 continue
-            entry = InnerDesign(design=self.designs.nearest(spec), spec=spec, costs=costs, label="stopped before")
-            trial, asked = book.ask(study, self.designs, entry)
+            trial, asked = book.ask(study, self.designs, self._once_more(spec, label="stopped before"))
+            if (other := claims.asked_first(study, trial.number, asked, self.evaluator, stopped=False)) is not None:
+                book.refuse(study, trial, f"the same layout as trial {other}, of another search")
+                continue
             book.write_costs(trial, self.costs(asked))
             batch.accepted.append((trial, asked))
         return batch
@@ -364,7 +382,8 @@ class Searcher:
         """A layout that cannot be trained, and why."""
         spec, reason = failure.spec, failure.reason
         log.warning("trial %d (%s) failed: %s", trial.number, spec.pattern, reason)
-        self._given_up[spec.spec_id] = (spec, f"{spec.pattern}: {reason}")
+        self._failed[spec.spec_id] = spec
+        self.given_up.append(GivenUp(number=trial.number, spec=spec, reason=reason))
         book.fail(study, trial, reason)
         return self.event(trial.number, spec, f"failed: {reason}")
 
@@ -374,19 +393,6 @@ class Searcher:
         left = each * (self.trials - trained) if each is not None else None
         return SearchEvent(trained=trained, wanted=self.trials, trial=trial, pattern=spec.pattern, outcome=outcome, seconds_left=left)
 
-    # -- what came of it -------------------------------------------------------------------------------------------------
-
     def result(self) -> SearchResult:
-        """What is known so far. Impossible budgets are recognised exactly, by integer programming, not by a lack of luck."""
-        nearest = self.nearest
-        if nearest is not None and not nearest.costs.feasible:
-            compared_with = compared(self, None) if self.baseline is not None else None
-            missed = unreachable(self.model, nearest.costs)
-            return SearchResult(feasible=False, unreachable=missed, nearest=nearest.spec, baseline=compared_with)
-        latency, memory = str(self.latency), str(self.memory)
-        front = pareto_front(self.points, latency, memory)
-        best = choose(front, latency)
-        compared_with = compared(self, best) if self.baseline is not None else None
-        tables = self.table if isinstance(self.table, SearchTables) and len(self.table.devices) > 1 else None
-        regret = regrets(self.trained, best, self.latency, tables) if tables is not None else None
-        return SearchResult(feasible=True, front=front, best=best, baseline=compared_with, devices=regret)
+        """What is known so far."""
+        return outcome(self)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from archsearch.errors import ArchsearchError, RunError, StoreError
 from archsearch.quality.evaluator import outcome_of, prepare_process, sigint_ignored
+from archsearch.quality.states import begun, state_file
 from archsearch.search.queue import HEARTBEAT_S, Taken, TrainingQueue
 
 log = logging.getLogger(__name__)
@@ -44,10 +48,18 @@ class WorkerEvent:
     status: Status = "trained"
 
 
-def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = None, patience_s: float = PATIENCE_S) -> Iterator[WorkerEvent]:
+def work(
+    url: str,
+    *,
+    heartbeat_s: int = HEARTBEAT_S,
+    idle_s: float | None = None,
+    patience_s: float = PATIENCE_S,
+    states: Path | None = None,
+) -> Iterator[WorkerEvent]:
     """Train what the queue holds, one training at a time; between two of them the generator may be closed.
 
     Args:
+        states: a folder of this machine where what a stopped training has learned is kept, so that it goes on from there.
         idle_s: end when there was nothing to do for so long; None: go on until stopped. What is stopped in the middle of a training
             (Ctrl-C, SIGTERM) hands it to others.
 
@@ -61,7 +73,7 @@ def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = Non
             if time.monotonic() - signed >= queue.heartbeat_s:
                 patiently(queue.sign_on, patience_s)
                 signed = time.monotonic()
-            taken = patiently(queue.take, patience_s)
+            taken = patiently(lambda: queue.take(begun(states) if states is not None else ()), patience_s)
             if taken is None:
                 time.sleep(min(pause, queue.heartbeat_s))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -69,7 +81,7 @@ def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = Non
             training = taken.training
             event = WorkerEvent(done=done, pattern=training.spec.pattern, task=training.task, seed=training.seed)
             yield event
-            status, outcome = _train(queue, taken, patience_s)
+            status, outcome = _train(queue, taken, patience_s, states)
             done += status == "trained"
             yield replace(event, done=done, outcome=outcome, status=status)
             pause, idle_since = FIRST_PAUSE_S, time.monotonic()
@@ -79,19 +91,21 @@ def work(url: str, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = Non
             queue.close()
 
 
-def _train(queue: TrainingQueue, taken: Taken, patience_s: float) -> tuple[Status, str]:
+def _train(queue: TrainingQueue, taken: Taken, patience_s: float, states: Path | None) -> tuple[Status, str]:
+    state = state_file(states, taken.training.whole.key) if states is not None else None
+    continued = state is not None and state.exists()
     try:
         with queue.alive(taken):
-            result = outcome_of(taken.training.to_dict())
+            result = outcome_of(taken.training.to_dict(), state)
     except BaseException:  # stopped, for `outcome_of` turns what goes wrong into words
         queue.hand_back(taken)
         raise
-    counted = patiently(lambda: queue.done(taken, result), patience_s)
+    counted = patiently(lambda: queue.done(taken, result, continued=continued), patience_s)
     if not counted:
         return "late", "was taken for dead meanwhile; another worker's result counts"
     if isinstance(result, str):
         return "failed", f"failed: {result}"
-    return "trained", f"{result.value:.3f} ({result.status})"
+    return "trained", f"{result.value:.3f} ({result.status}{', continued' if continued else ''})"
 
 
 def patiently(call: Callable[[], T], patience_s: float) -> T:
@@ -115,16 +129,20 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
 class LocalWorkers:
     """Workers in processes of their own on this machine; one that dies is replaced. A context manager: leaving it ends them.
 
+    Where successive halving stops a training, any of them goes on with it later.
+
     Args:
         idle_s: each ends when there was nothing to do for so long.
     """
 
     def __init__(self, url: str, count: int, *, heartbeat_s: int = HEARTBEAT_S, idle_s: float | None = None) -> None:
-        self._arguments = (url, heartbeat_s, idle_s)
+        self._url, self._heartbeat_s, self._idle_s = url, heartbeat_s, idle_s
+        self._states = Path()
         self._slots: list[tuple[Any, Connection] | None] = [None] * count
         self._deaths = 0
 
     def __enter__(self) -> LocalWorkers:
+        self._states = Path(tempfile.mkdtemp(prefix="archsearch-rungs-"))
         for slot in range(len(self._slots)):
             self._start(slot)
         return self
@@ -136,6 +154,7 @@ class LocalWorkers:
         for process in processes:
             process.join()
         self._slots = [None] * len(self._slots)
+        shutil.rmtree(self._states, ignore_errors=True)
 
     @property
     def pids(self) -> list[int]:
@@ -177,18 +196,18 @@ class LocalWorkers:
     def _start(self, slot: int) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self._url, self._heartbeat_s, self._idle_s, self._states), daemon=True)
         with sigint_ignored():
             process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         self._slots[slot] = process, ours
 
 
-def _serve(connection: Connection, url: str, heartbeat_s: int, idle_s: float | None) -> None:
+def _serve(connection: Connection, url: str, heartbeat_s: int, idle_s: float | None, states: Path) -> None:
     prepare_process()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        for event in work(url, heartbeat_s=heartbeat_s, idle_s=idle_s):
+        for event in work(url, heartbeat_s=heartbeat_s, idle_s=idle_s, states=states):
             connection.send(event)
     except ArchsearchError as error:
         connection.send(str(error))

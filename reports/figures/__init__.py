@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reports.figures.calibration import calibration_chart
 from reports.figures.chart import Chart, Figure, Table, View
+from reports.figures.confirmed import confirmed_chart
 from reports.figures.designs import designs_chart
 from reports.figures.memory import memory_chart
 from reports.figures.operators import decode_chart, prefill_chart
@@ -27,6 +28,7 @@ def charts(report: Report, palette: Palette) -> dict[str, Chart]:
         samples_chart(report, palette),
         roofline_chart(report, palette),
         designs_chart(report),
+        confirmed_chart(report),
         predicted_chart(report),
         calibration_chart(report),
         memory_chart(report, palette),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from search_fakes import FakeEvaluator, quality_of, space_of
 from search_harness import TrialState, reachable, search, searcher_of, trials_of
 
 from archsearch.errors import FileFormatError
-from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training, micro
+from archsearch.quality import Evaluator, LayoutQuality, QualityResult, QualitySettings, Training, tasks
+from archsearch.quality.states import begun, state_file, trim
 from archsearch.search import Searcher, trials_frame
 from archsearch.search.halving import rung_objectives, survivors
 from archsearch.search.result import FrontPoint, choose, pareto_front
@@ -55,10 +57,10 @@ def test_a_fast_layout_is_not_stopped_for_a_slow_one_that_is_better() -> None:
 
 def quality(text: float, *accuracies: float) -> LayoutQuality:
     def result(task: Any, value: float) -> QualityResult:
-        status: Any = "resolved" if value >= micro.SOLVED or task == "text" else "unresolved"
+        status: Any = "resolved" if value >= tasks.SOLVED or task == "text" else "unresolved"
         return QualityResult(task=task, value=value, status=status, steps=2, tokens=10, seconds=0.1, seed=0, curve=((2, value),))
 
-    recall, *others = [result(task, value) for task, value in zip(micro.SYNTHETIC, accuracies, strict=False)]
+    recall, *others = [result(task, value) for task, value in zip(tasks.SYNTHETIC, accuracies, strict=False)]
     return LayoutQuality(spec=spec_of("ca"), recall=recall, text=result("text", text), others=tuple(others))
 
 
@@ -81,14 +83,24 @@ def test_what_is_stopped_and_goes_on_is_the_same_training(task: Any, tmp_path: P
     assert first.whole == whole
     assert Training.from_dict(json.loads(json.dumps(first.to_dict()))) == first
     state = tmp_path / "state.pt"
-    begun, anew, at_once = first.run(state), first.run(), whole.run()
+    stopped, anew, at_once = first.run(state), first.run(), whole.run()
     assert state.exists()
-    assert replace(begun, seconds=0) == replace(anew, seconds=0)
+    assert replace(stopped, seconds=0) == replace(anew, seconds=0)
     continued = whole.run(state)
     assert replace(continued, seconds=0) == replace(at_once, seconds=0)
-    assert at_once.curve[: len(begun.curve)] == begun.curve
-    assert begun.steps == first.until < at_once.steps
-    assert continued.seconds > begun.seconds
+    assert at_once.curve[: len(stopped.curve)] == stopped.curve
+    assert stopped.steps == first.until < at_once.steps
+    assert continued.seconds > stopped.seconds
+    assert not state.exists()  # nothing is left to go on with
+
+
+def test_of_what_was_stopped_the_newest_is_kept(tmp_path: Path) -> None:
+    for at, name in enumerate("abcd"):
+        path = state_file(tmp_path, name)
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (at, at))
+    trim(tmp_path, 250)
+    assert begun(tmp_path) == {"c", "d"}
 
 
 def test_there_is_no_look_before_the_end_of_a_short_training() -> None:
@@ -101,10 +113,10 @@ def test_there_is_no_look_before_the_end_of_a_short_training() -> None:
 def test_evaluators_go_on_from_where_they_looked(tmp_path: Path) -> None:
     path = tmp_path / "quality.jsonl"
     with Evaluator(path, SHORT, workers=1, tasks=("recall", "selective_copy", "text")) as evaluator:
-        (begun,) = evaluator.begin_all([spec_of("ca")])
-        assert isinstance(begun, LayoutQuality)
-        assert [result.task for result in begun.synthetic] == ["recall", "selective_copy"]
-        assert begun.text.steps == 2
+        (first,) = evaluator.begin_all([spec_of("ca")])
+        assert isinstance(first, LayoutQuality)
+        assert [result.task for result in first.synthetic] == ["recall", "selective_copy"]
+        assert first.text.steps == 2
         assert evaluator.cached(spec_of("ca")) is None
         states = list(evaluator._states.iterdir()) if evaluator._states else []
         assert len(states) == 3
@@ -192,6 +204,28 @@ def test_when_nothing_else_is_left_those_that_were_stopped_are_trained(tmp_path:
     assert any(trial.user_attrs["source"] == "stopped before" for trial in trials_of(searcher))
 
 
+def test_one_that_was_stopped_and_then_cannot_be_trained_ends_no_search(tmp_path: Path) -> None:
+    """It fails when it is taken up after all: once, and not for ever."""
+    space = space_of(layers=2, ffn=[512])
+
+    class Late(FakeEvaluator):
+        def begin_all(self, specs: Any) -> Any:
+            fails, self.fails = self.fails, set()
+            yield from super().begin_all(specs)
+            self.fails = fails
+
+    first = searcher_of(tmp_path, space, trials=1, halving=2)
+    search(first)
+    stopped = {spec.spec_id for spec in first._stopped.values()}
+    assert stopped
+    searcher = searcher_of(tmp_path, space, trials=50, halving=2, evaluator=Late(tmp_path / "trained", fails=stopped))
+    result, _ = search(searcher)
+    assert {point.spec.spec_id for point in searcher.trained} == set(reachable(space)) - stopped
+    assert {lost.spec.spec_id for lost in result.given_up} == stopped
+    failed = [trial for trial in trials_of(searcher) if trial.state == TrialState.FAIL]
+    assert len(failed) == len(stopped)
+
+
 def test_the_baseline_and_what_is_asked_for_by_name_are_never_stopped(tmp_path: Path) -> None:
     space = space_of(layers=8)
     worst = max(reachable(space).values(), key=lambda spec: quality_of(spec)[1])
@@ -224,12 +258,12 @@ def test_interrupting_does_not_count_against_a_layout(tmp_path: Path, monkeypatc
 
     for _ in range(3):
         searcher = halving_search(tmp_path, halving=1, evaluator=Interrupted(tmp_path / "trained"))
-        monkeypatch.setattr("archsearch.search.book.is_gone", lambda who: True)  # as the next process sees it
+        monkeypatch.setattr("archsearch.search.claims.is_gone", lambda who: True)  # as the next process sees it
         with pytest.raises(KeyboardInterrupt):
             search(searcher)
     searcher = halving_search(tmp_path, halving=1)
     search(searcher)
-    assert searcher._given_up == {}
+    assert searcher.given_up == []
     trained = {point.spec.spec_id for point in searcher.points}
     cut = [trial for trial in trials_of(searcher) if trial.user_attrs.get("interrupted")]
     assert cut

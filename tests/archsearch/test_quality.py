@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archsearch.model import LanguageModel
-from archsearch.quality import QualitySettings, evaluate, micro, narrow, structure, synthetic
+from archsearch.quality import QualitySettings, micro, narrow, structure, synthetic, tasks
+from archsearch.quality.micro import evaluate
 from archsearch.quality.proxy import HIDDEN
 from archsearch.spec import ArchSpec
 from operators import kinds
@@ -130,27 +131,27 @@ def test_an_operator_that_cannot_be_narrowed_is_refused_by_name(monkeypatch: pyt
 def test_layouts_with_the_same_copy_share_a_key() -> None:
     setting = QualitySettings()
     one, other = spec_of([CONV, GQA]), spec_of([CONV, GqaSpec(heads=8, kv_heads=4, head_dim=64)], hidden=512, ffn=2304)
-    assert micro.settings_key(one, "recall", setting, 0) == micro.settings_key(other, "recall", setting, 0)
+    assert tasks.settings_key(one, "recall", setting, 0) == tasks.settings_key(other, "recall", setting, 0)
     different = [
-        micro.settings_key(one, "text", setting, 0),
-        micro.settings_key(one, "recall", setting, 1),
-        micro.settings_key(one, "recall", replace(setting, recall_steps=7), 0),
-        micro.settings_key(spec_of([GQA, CONV]), "recall", setting, 0),
+        tasks.settings_key(one, "text", setting, 0),
+        tasks.settings_key(one, "recall", setting, 1),
+        tasks.settings_key(one, "recall", replace(setting, recall_steps=7), 0),
+        tasks.settings_key(spec_of([GQA, CONV]), "recall", setting, 0),
     ]
-    assert len({micro.settings_key(one, "recall", setting, 0), *different}) == 5
+    assert len({tasks.settings_key(one, "recall", setting, 0), *different}) == 5
     # Steps of the other task and the context of a layout without windows change nothing.
-    assert micro.settings_key(one, "recall", replace(setting, text_steps=7, context=99), 0) == micro.settings_key(one, "recall", setting, 0)
+    assert tasks.settings_key(one, "recall", replace(setting, text_steps=7, context=99), 0) == tasks.settings_key(one, "recall", setting, 0)
 
 
 def test_recall_asks_only_what_it_told() -> None:
     ids, targets = micro.recall_batch(50, torch.Generator().manual_seed(0))
-    assert ids.shape == targets.shape == (50, micro.RECALL_TOKENS) == (50, 64)
+    assert ids.shape == targets.shape == (50, tasks.RECALL_TOKENS) == (50, 64)
     for row, target in zip(ids.tolist(), targets.tolist(), strict=True):
-        told = dict(zip(row[: 2 * micro.PAIRS : 2], row[1 : 2 * micro.PAIRS : 2], strict=True))
-        assert len(told) == micro.PAIRS
-        assert all(0 <= key < micro.KEYS <= value < 2 * micro.KEYS for key, value in told.items())
+        told = dict(zip(row[: 2 * tasks.PAIRS : 2], row[1 : 2 * tasks.PAIRS : 2], strict=True))
+        assert len(told) == tasks.PAIRS
+        assert all(0 <= key < tasks.KEYS <= value < 2 * tasks.KEYS for key, value in told.items())
         asked = [i for i, value in enumerate(target) if value != -100]
-        assert asked == list(range(2 * micro.PAIRS, micro.RECALL_TOKENS, 2))
+        assert asked == list(range(2 * tasks.PAIRS, tasks.RECALL_TOKENS, 2))
         assert all(target[i] == told[row[i]] == row[i + 1] for i in asked)
 
 
@@ -160,7 +161,7 @@ def test_a_lookup_solves_recall_and_guessing_does_not() -> None:
     guesses = np.random.default_rng(0)
     right = lucky = total = 0
     for row, target in zip(ids.tolist(), targets.tolist(), strict=True):
-        told = dict(zip(row[: 2 * micro.PAIRS : 2], row[1 : 2 * micro.PAIRS : 2], strict=True))
+        told = dict(zip(row[: 2 * tasks.PAIRS : 2], row[1 : 2 * tasks.PAIRS : 2], strict=True))
         for i, value in enumerate(target):
             if value != -100:
                 right += told[row[i]] == value
@@ -172,31 +173,31 @@ def test_a_lookup_solves_recall_and_guessing_does_not() -> None:
 
 def test_selective_copy_asks_for_the_symbols_in_their_order() -> None:
     ids, targets = synthetic.selective_copy_batch(50, torch.Generator().manual_seed(0))
-    assert ids.shape == targets.shape == (50, synthetic.COPY_TOKENS)
+    assert ids.shape == targets.shape == (50, tasks.COPY_TOKENS)
     for row, target in zip(ids.tolist(), targets.tolist(), strict=True):
-        symbols = [token for token in row[: synthetic.GAPS] if token != synthetic.BLANK]
-        assert len(symbols) == synthetic.COPIED
-        assert [value for value in target if value != -100] == symbols == row[synthetic.GAPS + 1 :]
-        assert row[synthetic.GAPS] == synthetic.MARK
+        symbols = [token for token in row[: tasks.GAPS] if token != tasks.BLANK]
+        assert len(symbols) == tasks.COPIED
+        assert [value for value in target if value != -100] == symbols == row[tasks.GAPS + 1 :]
+        assert row[tasks.GAPS] == tasks.MARK
         assert all(value in (-100, row[i + 1]) for i, value in enumerate(target[:-1]))  # what comes next, foretold
         assert target[-1] == -100
 
 
 def test_noisy_recall_asks_only_what_it_told_and_noise_is_no_answer() -> None:
     ids, targets = synthetic.noisy_recall_batch(50, torch.Generator().manual_seed(0))
-    assert ids.shape == targets.shape == (50, synthetic.NOISY_TOKENS)
+    assert ids.shape == targets.shape == (50, tasks.NOISY_TOKENS)
     gaps = set()
     for row, target in zip(ids.tolist(), targets.tolist(), strict=True):
         asked = [i for i, value in enumerate(target) if value != -100]
-        assert len(asked) == synthetic.NOISY_QUERIES
+        assert len(asked) == tasks.NOISY_QUERIES
         told: dict[int, int] = {}
         for i, token in enumerate(row):
             if i in asked:
                 assert target[i] == told[token] == row[i + 1]
-            elif token < synthetic.SYMBOLS:
+            elif token < tasks.SYMBOLS:
                 told[token] = row[i + 1]
-        assert len(told) == synthetic.NOISY_PAIRS
-        assert sum(token >= 2 * synthetic.SYMBOLS for token in row) == synthetic.NOISE
+        assert len(told) == tasks.NOISY_PAIRS
+        assert sum(token >= 2 * tasks.SYMBOLS for token in row) == tasks.NOISE
         gaps |= {after - before for before, after in itertools.pairwise(asked)}
     assert len(gaps) > 4  # the noise is at random places
 
@@ -204,14 +205,14 @@ def test_noisy_recall_asks_only_what_it_told_and_noise_is_no_answer() -> None:
 def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
     tiny = QualitySettings(recall_steps=3, text_steps=2)
     spec = spec_of([CONV, GQA])
-    for task in micro.ALL_TASKS:
+    for task in tasks.ALL_TASKS:
         one, again, other = (evaluate(spec, task, tiny, seed) for seed in (0, 0, 1))
         assert replace(one, seconds=0.0) == replace(again, seconds=0.0)
         assert other.seed == 1
         assert task != "text" or one.value != other.value
         assert (one.task, one.seed, one.curve[-1]) == (task, 0, (one.steps, one.value))
     text = evaluate(spec, "text", tiny, 0)
-    assert text.tokens == 2 * micro.TEXT_TOKENS * micro.TEXT_BATCH
+    assert text.tokens == 2 * tasks.TEXT_TOKENS * tasks.TEXT_BATCH
 
 
 def test_text_is_scored_on_documents_that_were_not_trained_on() -> None:
@@ -236,12 +237,14 @@ def test_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_global_layer_mends_recall(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real trainings, made small: 4 keys of 8, so that a layout that can recall does within seconds."""
     for name, value in {"KEYS": 8, "PAIRS": 4, "QUERIES": 12, "RECALL_TOKENS": 32}.items():
-        monkeypatch.setattr(micro, name, value)
+        for module in (tasks, micro):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     setting = QualitySettings(recall_steps=150)
     hybrid = evaluate(spec_of([CONV, GQA], ffn=2048), "recall", setting, 0)
     local = evaluate(spec_of([CONV, CONV], ffn=2048), "recall", setting, 0)
     assert hybrid.status == "resolved"
-    assert hybrid.value >= micro.SOLVED
+    assert hybrid.value >= tasks.SOLVED
     assert hybrid.steps < setting.recall_steps  # stopped as soon as it was solved
     assert local.status == "unresolved"
     assert local.value < 0.75

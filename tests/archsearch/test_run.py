@@ -17,6 +17,7 @@ import pytest
 from command_line import ENVIRONMENT, Outcome, command, run_command
 
 from archsearch.checkpoint import Checkpoint
+from archsearch.search.claims import CUT_OFF_TWICE
 from archsearch.spec import ArchSpec
 from tests.archsearch.spaces import MEASURED
 
@@ -255,6 +256,33 @@ def test_confirm_and_the_same_layouts_at_a_larger_width(copy: Path, space: Path,
     assert "width 64: 0.02 tokens a parameter" in shown.out
     assert document["scale"]["why"] in " ".join(shown.out.split())
     assert (copy / "scale.jsonl").read_text() == lines  # nothing was trained again
+    assert call("report", "--run", copy, "--out", copy / "r.html").status == 0
+    page = (copy / "r.html").read_text()
+    assert '<h2 id="confirmed-title">Confirmed by training</h2>' in page
+    assert '<option value="1">width 64</option>' in page
+
+
+def test_what_was_given_up_is_said_everywhere_and_tried_again_when_asked_for(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:
+    """A book in which the last layout was cut off twice."""
+    with closing(sqlite3.connect(copy / "study.db")) as db, db:
+        trial, number = db.execute("SELECT trial_id, number FROM trials WHERE state = 'COMPLETE' ORDER BY number DESC").fetchone()
+        db.execute("UPDATE trials SET state = 'FAIL' WHERE trial_id = ?", (trial,))
+        reason = (trial, "reason", json.dumps(CUT_OFF_TWICE))
+        db.execute("INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, ?)", reason)
+    for arguments in ((), ("--resolve",)):
+        said = call("search", space, "--run", copy, *arguments)
+        assert said.status == 0, said.err
+        assert f"trial {number}: its process ended while it was trained, for the second time" in " ".join(said.out.split())
+        assert "--retry" in said.out
+    assert [lost["trial"] for lost in json.loads((copy / "search.json").read_text())["given_up"]] == [number]
+    assert call("report", "--run", copy, "--out", copy / "r.html").status == 0
+    page = (copy / "r.html").read_text()
+    assert "What could not be measured or trained" in page
+    assert f"small trainings, trial {number}" in page
+    assert "give one of them" in call("search", space, "--run", copy, "--retry", "--resolve").error
+    again = call("search", space, "--run", copy, "--retry", "--json")
+    assert again.status == 0, again.err
+    assert again.document["given_up"] == []
 
 
 def test_impossible_budgets_say_what_can_be_reached(copy: Path, space: Path, call: Callable[..., Outcome]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from search_harness import reachable, search, searcher_of, trials_of
 
 from archsearch.checkpoint import save_checkpoint
 from archsearch.errors import MissingMeasurement, RunError, StoreError
-from archsearch.search import study, trials_frame, write_results
+from archsearch.search import resolve, study, trials_frame, write_results
 from archsearch.search.files import place_of_choice
+from archsearch.search.study import RETRIED
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 
@@ -136,22 +138,48 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
     assert result.best is not None
 
 
-def test_a_layout_that_is_cut_off_twice_is_given_up(tmp_path: Path) -> None:
+def cut_off_twice(tmp_path: Path) -> tuple[Space, ArchSpec]:
+    """The space of a search that was killed twice while it trained the same layout, and that layout."""
     space = space_of(layers=4)
-    gone = {"host": __import__("platform").node(), "pid": 2**22 - 1, "started": 0.0}
+    gone = {"host": platform.node(), "pid": 2**22 - 1, "started": 0.0}
     searcher = searcher_of(tmp_path, space, trials=2)
     for _ in range(2):
         opened = searcher.open_study()
         batch = searcher.propose(opened, searcher.recover(opened) + searcher.seeds(searcher.inner()), [], 1)
         trial, spec = batch.accepted[0]
         trial.set_user_attr("owner", gone)
-    resumed = searcher_of(tmp_path, space, trials=3)
-    search(resumed)
-    assert spec.spec_id not in {json.loads(line) for line in (tmp_path / "trained").read_text().splitlines()}
+    return space, spec
+
+
+def test_a_layout_that_is_cut_off_twice_is_given_up_and_said_to_be(tmp_path: Path) -> None:
+    space, spec = cut_off_twice(tmp_path)
+    for trials in (3, 4):  # and by the search after that one too
+        resumed = searcher_of(tmp_path, space, trials=trials)
+        result, _ = search(resumed)
+        assert spec.spec_id not in {json.loads(line) for line in (tmp_path / "trained").read_text().splitlines()}
+        assert [(lost.number, lost.spec.spec_id, lost.twice) for lost in result.given_up] == [(1, spec.spec_id, True)]
+    assert result.to_dict()["given_up"][0]["pattern"] == spec.pattern
+    assert "for the second time" in result.to_dict()["given_up"][0]["reason"]
     states = [(trial.state, trial.user_attrs.get("reason", "")) for trial in trials_of(resumed)[:2]]
     assert [state for state, _ in states] == [TrialState.FAIL, TrialState.FAIL]
     assert "tried again" in states[0][1]
     assert "second time" in states[1][1]
+    answered = resolve(searcher_of(tmp_path, space, trials=4))
+    assert [lost.number for lost in answered.given_up] == [1]
+
+
+@pytest.mark.parametrize("halving", [1, 2])
+def test_what_was_given_up_is_tried_again_when_asked_for(tmp_path: Path, halving: int) -> None:
+    """Also where the search has all that it wanted."""
+    space, spec = cut_off_twice(tmp_path)
+    search(searcher_of(tmp_path, space, trials=3))
+    again = searcher_of(tmp_path, space, trials=3, halving=halving)
+    list(again.run(retry=True))
+    result = again.result()
+    assert result.given_up == ()
+    assert spec.spec_id in {point.spec.spec_id for point in again.points}
+    assert len(again.points) == 4
+    assert [trial.user_attrs["source"] for trial in trials_of(again) if trial.user_attrs.get("spec_id") == spec.spec_id][-1] == RETRIED
 
 
 def test_a_trial_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
@@ -172,6 +200,7 @@ def test_a_failed_training_is_kept_with_its_reason(tmp_path: Path) -> None:
     assert bad.spec_id not in {point.spec.spec_id for point in result.front}
     failed = [trial for trial in trials_of(searcher) if trial.state == TrialState.FAIL]
     assert [trial.user_attrs["reason"] for trial in failed] == ["its training process died"]
+    assert [(lost.spec.spec_id, lost.reason, lost.twice) for lost in result.given_up] == [(bad.spec_id, "its training process died", False)]
     assert [event.outcome for event in events if "failed" in event.outcome] == ["failed: its training process died"]
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from archsearch.errors import StoreError
+from archsearch.schema import SCHEMA, SCHEMA_VERSION
 from archsearch.series import stored
-from archsearch.store import SCHEMA, SCHEMA_VERSION, Store
+from archsearch.store import Store
 from archsearch.workload import Workload
 from devices.plan import Event, Failed, Loaded, Look, MemoryResult, RoundResult, RunPlan, Started
 from devices.protocol import decode_state

@@ -7,11 +7,11 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,11 @@ from postgres import cluster, postgres
 from test_quality_evaluator import spec_of, wait_for
 
 from archsearch.errors import StoreError
-from archsearch.quality import LayoutQuality, QualityResult, QualitySettings, ResultFile, Training
-from archsearch.search import queue as queues
+from archsearch.quality import LayoutQuality, QualitySettings, ResultFile
 from archsearch.search.book import open_study
-from archsearch.search.queue import DIED, TrainingQueue
+from archsearch.search.queue import TrainingQueue
 from archsearch.search.shared import SharedEvaluator
 from archsearch.search.storage import require_search
-from archsearch.search.worker import patiently, work
 
 SHORT = QualitySettings(recall_steps=2, text_steps=1)
 LONG = QualitySettings(recall_steps=80, text_steps=1)
@@ -40,151 +38,6 @@ LONG = QualitySettings(recall_steps=80, text_steps=1)
 def server() -> Iterator[str]:
     with postgres() as url:
         yield url
-
-
-def trainings(patterns: str, settings: QualitySettings = SHORT, task: Any = "recall") -> list[Training]:
-    return [Training(spec=spec_of(pattern), task=task, settings=settings, seed=0) for pattern in patterns.split()]
-
-
-def result_of(value: float) -> QualityResult:
-    common: dict[str, Any] = {"steps": 1, "tokens": 10, "seconds": 0.1, "seed": 0}
-    return QualityResult(task="recall", value=value, status="unresolved", curve=((1, value),), **common)
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-# -- the queue itself ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_training_is_put_in_once_taken_once_and_known_afterwards(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'q.db'}"
-    one, other = TrainingQueue(url), TrainingQueue(url)
-    wanted = trainings("c ca")
-    one.put(wanted)
-    other.put([*wanted, *trainings("ca")])
-    taken = [queue.take() for queue in (one, other, one)]
-    assert {entry.training.key for entry in taken if entry} == {training.key for training in wanted}
-    assert taken[2] is None
-    assert taken[0] is not None
-    assert taken[1] is not None
-    assert one.outcomes([entry.training.key for entry in taken if entry]) == {}
-    assert one.done(taken[0], result_of(0.5))
-    assert other.done(taken[1], "ValueError: it cannot be")
-    found = other.outcomes([training.key for training in wanted])
-    assert found == {taken[0].training.key: result_of(0.5), taken[1].training.key: "ValueError: it cannot be"}
-    other.put(wanted)  # what failed is tried anew, what is there is not
-    again = one.take()
-    assert again is not None
-    assert again.training == taken[1].training
-    assert one.take() is None
-
-
-def test_a_training_of_another_version_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
-    queue.put(trainings("c"))
-    with monkeypatch.context() as patch:
-        patch.setattr("archsearch.quality.micro.VERSION", 99)
-        assert queue.take() is None
-    assert queue.take() is not None
-
-
-@pytest.mark.slow
-def test_what_a_dead_worker_had_is_tried_once_more_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}", heartbeat_s=1)
-    monkeypatch.setattr(queues.time, "monotonic", clock)
-    (training,) = trainings("c")
-    queue.put([training])
-    for attempt in range(2):
-        assert queue.take() is not None  # and never heard of again
-        assert queue.outcomes([training.key]) == {}
-        time.sleep(5)  # the database's own clock decides
-        clock.now += 5
-        found = queue.outcomes([training.key])
-        assert found == ({} if attempt == 0 else {training.key: DIED})
-    assert [trial.state for trial in queue.trials()] == [TrialState.FAIL, TrialState.FAIL]
-    assert queue.take() is None
-
-
-def test_a_sign_of_life_keeps_a_training(tmp_path: Path) -> None:
-    queue, other = (TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}", heartbeat_s=1) for _ in range(2))
-    queue.put(trainings("c"))
-    taken = queue.take()
-    assert taken is not None
-    with queue.alive(taken):
-        time.sleep(5)
-        other.rescue()
-        assert other.workers() == 1
-    assert [trial.state for trial in queue.trials()] == [TrialState.RUNNING]
-    assert queue.done(taken, result_of(1.0))
-
-
-def test_a_worker_that_is_stopped_hands_its_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"sqlite:///{tmp_path / 'q.db'}"
-    queue = TrainingQueue(url)
-    queue.put(trainings("c"))
-    monkeypatch.setattr("archsearch.search.worker.outcome_of", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        list(work(url))
-    states = [trial.state for trial in queue.trials()]
-    assert sorted(states) == [TrialState.PRUNED, TrialState.WAITING]
-    assert queue.workers() == 0
-    assert queue.take() is not None
-
-
-def test_what_is_nowhere_to_be_found_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a process is killed between failing a dead worker's trial and queueing its retry."""
-    clock = Clock()
-    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
-    monkeypatch.setattr(queues.time, "monotonic", clock)
-    wanted = trainings("c")
-    for _ in range(2):
-        queue.mend(wanted)
-        assert queue.take() is None
-    clock.now += 60
-    queue.mend(wanted)
-    queue.mend(wanted)
-    assert queue.take() is not None
-    assert queue.take() is None
-
-
-def test_two_that_put_back_the_same_training_have_it_done_once(tmp_path: Path) -> None:
-    queue = TrainingQueue(f"sqlite:///{tmp_path / 'q.db'}")
-    (training,) = trainings("c")
-    for _ in range(2):
-        queue._add(training, {"retry_history": [0]})
-    first = queue.take()
-    assert first is not None
-    assert queue.done(first, result_of(0.4))
-    assert queue.take() is None
-    assert sorted(trial.state for trial in queue.trials()) == [TrialState.COMPLETE, TrialState.PRUNED]
-
-
-def test_a_storage_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("archsearch.search.worker.time.sleep", pauses.append)
-    answers = iter([StoreError("gone"), StoreError("gone"), StoreError("gone"), 7])
-
-    def call() -> int:
-        answer = next(answers)
-        if isinstance(answer, StoreError):
-            raise answer
-        return answer
-
-    assert patiently(call, 100) == 7
-    assert pauses == [1, 2, 4]
-    with pytest.raises(StoreError):
-        patiently(lambda: (_ for _ in ()).throw(StoreError("gone")), 0)
-
-
-# -- with real workers --------------------------------------------------------------------------------------------------------
 
 
 def start_worker(url: str, *arguments: str) -> subprocess.Popen[str]:
@@ -323,6 +176,30 @@ def test_processes_of_one_machine_share_sqlite(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_workers_of_one_machine_go_on_with_what_was_stopped(tmp_path: Path) -> None:
+    """Successive halving: whichever of them began it, to the same result as in one go; nothing is left lying about."""
+    settings = QualitySettings(recall_steps=50, text_steps=4)
+    wanted = [spec_of(pattern) for pattern in ("c", "a", "ca")]
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with SharedEvaluator(tmp_path / "quality.jsonl", settings, url=url, workers=2, heartbeat_s=1) as evaluator:
+        assert len(list(evaluator.begin_all(wanted))) == 3
+        states = evaluator._local._states if evaluator._local is not None else Path()
+        assert len(list(states.glob("*.pt"))) == 6
+        found = list(evaluator.evaluate_all(wanted))
+        assert list(states.iterdir()) == []
+        trials = evaluator.queue.trials()
+        whole = [training for spec in wanted for training in evaluator.trainings(spec)]
+    assert not states.exists()
+    assert all(isinstance(quality, LayoutQuality) for quality in found)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 12
+    assert [trial.user_attrs["continued"] for trial in trials] == ["until" not in trial.user_attrs for trial in trials]
+    for training in whole:
+        kept = evaluator.results.get(training.key)
+        assert kept is not None
+        assert replace(kept, seconds=0) == replace(training.run(), seconds=0)
+
+
+@pytest.mark.slow
 def test_mistakes_of_the_worker_command_are_one_line(tmp_path: Path) -> None:
     refused = run_command("worker", "postgresql://nobody:secret@127.0.0.1:1/none")
     assert refused.status == 1
@@ -357,54 +234,3 @@ def test_a_worker_serves_only_a_database_that_holds_a_search(tmp_path: Path) -> 
     study = f"sqlite:///{tmp_path / 'study.db'}"
     open_study(study, "small-1", 0, {"space_id": "1"})
     require_search(study)
-
-
-@pytest.mark.slow
-def test_searches_on_several_machines_write_into_one_book(tmp_path: Path) -> None:
-    """The same line twice, each with a run directory of its own, as on two machines: they share the trials, and the results."""
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_SEARCHES.format(tests=str(Path(__file__).parent), run=str(tmp_path / str(i)), url=url)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        for i in range(2)
-    ]
-    found = [json.loads(program.communicate(timeout=240)[0]) for program in programs]
-    assert [program.returncode for program in programs] == [0, 0]
-    trained = Counter(spec_id for result in found for spec_id in result["trained"])
-    assert 10 <= len(trained) <= 13  # the last round of each may go beyond
-    # Two that propose within the same instant may choose alike; more than twice in these rounds they have not.
-    assert sum(trained.values()) <= len(trained) + 2
-    assert all(result["trained"] for result in found)
-    assert all(len(result["points"]) == len(set(result["points"])) >= 10 for result in found)
-
-
-TWO_SEARCHES = """
-import json, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from search_harness import searcher_of
-from search_fakes import FakeEvaluator, space_of
-from archsearch.search import study
-
-study.INNER_SAMPLES = 200
-
-class Slow(FakeEvaluator):
-    workers = 1
-    def cached(self, spec):
-        return self._quality(spec)  # as a shared queue knows everybody's results
-    def evaluate_all(self, specs):
-        for quality in super().evaluate_all(specs):
-            time.sleep(0.7)
-            yield quality
-
-run = Path({run!r})
-run.mkdir()
-searcher = searcher_of(run, space_of(layers=8), trials=10, evaluator=Slow(run / "trained"), storage={url!r})
-list(searcher.run())
-mine = [json.loads(line) for line in (run / "trained").read_text().splitlines()] if (run / "trained").exists() else []
-print(json.dumps({{"trained": mine, "points": [point.spec.spec_id for point in searcher.points]}}))
-"""

@@ -36,6 +36,7 @@ from reports.rows import (
     Training,
     TrainingStep,
 )
+from tests.reports.sample_confirmed import sample_confirmed
 
 OPERATORS = {
     "conv3": ("conv", 0.30, 0.0),
@@ -96,6 +97,7 @@ def sample_report(seed: int = 0) -> Report:
         budgets=tuple(_budgets(chosen)),
         chosen_pattern=chosen.pattern,
         choice_rule="Among the trained layouts within the budgets: those that solve recall, and of these the fewest bits per byte.",
+        confirmed=sample_confirmed(random.Random(seed)),
         predicted=tuple(_predicted(random_)),
         held_out=tuple(_held_out()),
         calibration=(

@@ -38,7 +38,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "narrow": {"viewport": NARROW, "color_scheme": "light", "has_touch": True, "is_mobile": True},
     "narrow dark": {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"},
 }
-CHARTS = ["designs", "predicted", "calibration", "decode", "prefill", "samples", "roofline", "memory", "plan", "training", "parameters"]
+CHARTS = [
+    "designs",
+    "confirmed",
+    "predicted",
+    "calibration",
+    "decode",
+    "prefill",
+    "samples",
+    "roofline",
+    "memory",
+    "plan",
+    "training",
+    "parameters",
+]
 
 
 @dataclass
@@ -126,6 +139,39 @@ def test_labels_stay_in_their_charts_and_apart(opened: Opened) -> None:
 def test_nothing_leaves_the_page_or_is_clipped(opened: Opened) -> None:
     opened.run("() => document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert opened.run("() => probes.outside()") == []
+
+
+@pytest.mark.parametrize("width", [390, 400, 412])
+def test_the_budgets_are_whole_on_a_phone(browser: Any, path: Path, width: int) -> None:
+    """Every column is seen without scrolling; what is too wide for a phone says so by a shadow, and scrolls in its own box."""
+    opened = visit(browser, path, viewport={"width": width, "height": 844}, is_mobile=True)
+    box = "document.querySelector('section[aria-labelledby=budgets-title] .scroll')"
+    assert opened.run(f"() => {box}.scrollWidth - {box}.clientWidth") <= 0
+    cells = opened.run(f"() => [...{box}.querySelectorAll('td, th')].map((cell) => cell.getBoundingClientRect().right)")
+    assert max(cells) <= opened.run(f"() => {box}.getBoundingClientRect().right") + 0.5
+    wide = "document.querySelector('section[aria-labelledby=confirmed-title] .scroll')"
+    opened.run("() => document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    assert opened.run(f"() => {wide}.scrollWidth > {wide}.clientWidth")
+    assert opened.run(f"() => getComputedStyle({wide}).overflowX") == "auto"
+    assert "gradient" in opened.run(f"() => getComputedStyle({wide}).backgroundImage")
+    opened.page.context.close()
+
+
+def test_a_confirmation_shows_every_width_and_who_won(browser: Any, path: Path) -> None:
+    opened = visit(browser, path, before=PROBES, **SETTINGS["narrow"])
+    section = "section[aria-labelledby=confirmed-title]"
+    ticks = "() => [...document.querySelectorAll('[data-chart=confirmed] .ytick text')].map((text) => text.textContent)"
+    expected = ["search 1 ★", "search 2", "baseline", "random 1", "search 3", "random 2", "random 3"]
+    assert opened.run(ticks) == expected
+    assert opened.run("() => document.querySelectorAll('[data-chart=confirmed] .errorbar').length") == 7
+    opened.page.select_option(f"{section} select.view", "1")
+    opened.page.wait_for_timeout(200)
+    assert opened.run(ticks) == expected
+    assert opened.run("() => probes.chartText()") == []
+    assert "Winner: search 1" in (opened.page.text_content(section) or "")
+    assert opened.run("() => document.querySelectorAll('[data-legend=confirmed] button').length") == 3
+    assert opened.complaints == []
+    opened.page.context.close()
 
 
 BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"

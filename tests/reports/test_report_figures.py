@@ -264,6 +264,7 @@ def test_every_figure_is_valid_plotly(report: Report) -> None:
         "samples",
         "roofline",
         "designs",
+        "confirmed",
         "predicted",
         "calibration",
         "memory",
