@@ -300,10 +300,10 @@ def test_batches_never_leave_the_stream(tokens: int, sequence: int, seed: int, s
 
 def test_time_left_is_told_once_there_is_something_to_go_by(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first document that waits for a second, and a thousand like it to come, are no estimate of a quarter of an hour."""
-    now = 0.0
-    monkeypatch.setattr(ticking, "time", SimpleNamespace(monotonic=lambda: now))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(ticking, "time", SimpleNamespace(monotonic=lambda: clock.now))
     told: list[Preparing] = []
-    ticker = Ticker(told.append, "tokenising", 1000)
-    for now, amount in ((1.0, 1), (2.0, 99), (4.0, 100)):
+    ticker = ticking.Ticker(told.append, "tokenising", 1000)
+    for clock.now, amount in ((1.0, 1), (2.0, 99), (4.0, 100)):
         ticker.add(amount)
     assert [event.seconds_left for event in told] == [None, 18.0, 16.0]
