@@ -114,7 +114,7 @@ class LawAnswer:
             "total_flops": own.total_flops(served),
             "lifetime": lifetime,
             "beyond_fit": list(self.beyond_fit),
-            "curve": asdict(self.curve),
+            "curve": {name: None if column is None else list(column) for name, column in asdict(self.curve).items()},
         }
 
 

@@ -127,6 +127,30 @@ def test_a_machine_that_slows_down_gets_fewer_steps(
     assert isinstance(events[index + 1], Saved), "a resume knows of the cut"
 
 
+def test_one_save_that_had_to_wait_does_not_put_off_the_next(
+    tiny_spec: ArchSpec, texts: Path, token_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that slept meanwhile: an hour for a save would allow the next one after twenty."""
+    from archsearch.train import loop
+
+    clock, taken = FakeClock(), iter([1.0, 3600.0])
+    monkeypatch.setattr(loop, "time", clock)
+    update, write = Trainer.update, Trainer.write
+
+    def minute(self: Trainer) -> tuple[float, float]:
+        clock.now += 61.0
+        return update(self)
+
+    def slow(self: Trainer, folder: Path) -> None:
+        clock.now += next(taken, 1.0)
+        write(self, folder)
+
+    monkeypatch.setattr(Trainer, "update", minute)
+    monkeypatch.setattr(Trainer, "write", slow)
+    events = train(tiny_spec, [texts], tmp_path / "out", settings=SETTINGS, cache_dir=token_cache)
+    assert [event.step for event in events if isinstance(event, Saved)][:5] == [0, 1, 2, 3, 4]
+
+
 class FakeClock:
     def __init__(self) -> None:
         self.now = 0.0
