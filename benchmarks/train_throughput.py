@@ -40,7 +40,8 @@ from archsearch.hf import to_hf_config, to_hf_name
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train.allocator import keep_freed_memory
-from archsearch.train.products import fastest_products, use_products
+from archsearch.train.processor import default_products
+from archsearch.train.products import use_products
 from archsearch.train.settings import Products, TrainPlan
 from archsearch.train.trainer import Trainer
 from operators import functions
@@ -84,8 +85,8 @@ class RandomTokens:
     def batches(self, *_: int) -> RandomTokens:
         return self
 
-    def at(self, step: int) -> np.ndarray:
-        return np.random.default_rng(step).integers(self.vocab, size=self.shape)
+    def at(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        return np.random.default_rng(step).integers(self.vocab, size=self.shape)[rows]
 
 
 class Ours:
@@ -165,7 +166,7 @@ def work(variant: str, precision: str, options: argparse.Namespace, pipe: Connec
         functions.by_hand = lambda x: False
     make = Ours if variant.startswith("archsearch") else Theirs
     fast = precision == "fp32" and variant in ("archsearch", "archsearch, compiled", "transformers, as ours")
-    products = fastest_products(options.hidden, options.device) if fast else "blas"
+    products = default_products(options.device) if fast else "blas"
     runner = make(spec, options, precision, compiled=variant.endswith("compiled"), products=products)
     pipe.send("ready")
     while (order := pipe.recv()) != "end":

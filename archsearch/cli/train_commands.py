@@ -59,11 +59,15 @@ def train(
         Literal["adamw", "muon"], typer.Option("--optimizer", help="muon: for the hidden matrices, AdamW for the rest.")
     ] = "adamw",
     dtype: Annotated[
-        Literal["fp32", "bf16"] | None, typer.Option("--dtype", help="Of matrix products; default: the faster one here, by a short timing.")
+        Literal["fp32", "bf16"] | None,
+        typer.Option("--dtype", help="Of matrix products; default: bf16 where the processor has instructions for it."),
     ] = None,
     products: Annotated[
         Literal["blas", "onednn"] | None,
-        typer.Option("--products", help="Library that multiplies fp32 matrices; default: the faster one here, by a short timing."),
+        typer.Option("--products", help="Library that multiplies fp32 matrices; default: the faster one for the processor."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Default: the cores; on a busy machine fewer may be faster.")
     ] = None,
     compile_layers: Annotated[
         bool, typer.Option("--compile", help="torch.compile the layers: half a minute at the start, faster steps after it.")
@@ -106,6 +110,7 @@ def train(
         optimizer=optimizer,
         dtype=dtype,
         products=products,
+        threads=threads,
         compile=compile_layers,
         max_spike=max_spike,
         teacher=teacher,

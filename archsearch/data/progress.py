@@ -32,6 +32,8 @@ class Ticker:
     """Tells a `Progress` of one stage, at most five times a second."""
 
     EVERY_S = 0.2
+    KNOWN = 0.01
+    """Share of the work from which on its end is estimated: a first small document that waited says nothing."""
 
     def __init__(self, progress: Progress | None, stage: Stage, total: int, *, done: int = 0) -> None:
         self._progress, self._stage, self._total = progress, stage, total
@@ -42,6 +44,7 @@ class Ticker:
         self._done += amount
         if self._progress and time.monotonic() - self._told >= self.EVERY_S:
             self._told = time.monotonic()
-            rate = (self._done - self._first) / (self._told - self._began)
-            left = (self._total - self._done) / rate if rate and self._total else None
+            here = self._done - self._first
+            known = here > 0 and here >= self.KNOWN * self._total > 0
+            left = (self._told - self._began) * (self._total - self._done) / here if known else None
             self._progress(Preparing(stage=self._stage, done=self._done, total=self._total, seconds_left=left))

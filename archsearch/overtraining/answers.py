@@ -21,13 +21,14 @@ from archsearch.overtraining.cost import (
     hours,
     training_flops_per_token,
 )
-from archsearch.overtraining.curve import Curve, curve
+from archsearch.overtraining.curve import curve
 from archsearch.overtraining.laws import DEFAULT_LAWS, Allocation, Counted, ScalingLaw, law_named
 from archsearch.overtraining.lifetime import break_even, lifetime_optimum, right_for, tokens_for
 from archsearch.overtraining.sampling import MISSING, T2File
 from archsearch.overtraining.sampling_answer import T2Answer, answer_t2
 from archsearch.overtraining.validity import beyond_fit, notes
 from archsearch.spec import ArchSpec
+from reports.plan_rows import PlanCurve
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class LawAnswer:
     training_flops: float
     gpu_hours: float
     beyond_fit: tuple[str, ...]
-    curve: Curve
+    curve: PlanCurve
 
     @property
     def six_nd(self) -> float:
@@ -113,7 +114,7 @@ class LawAnswer:
             "total_flops": own.total_flops(served),
             "lifetime": lifetime,
             "beyond_fit": list(self.beyond_fit),
-            "curve": self.curve.to_dict(),
+            "curve": {name: None if column is None else list(column) for name, column in asdict(self.curve).items()},
         }
 
 

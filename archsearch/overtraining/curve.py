@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from archsearch.overtraining.laws import ScalingLaw
+from archsearch.overtraining.laws import Allocation, ScalingLaw
 from archsearch.overtraining.lifetime import lifetime_optimum
+from reports.plan_rows import PlanCurve
 
 POINTS = 61
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """Columns of equal length, and between which tokens the law's fit knows this size.
-
-    Attributes:
-        low, high: the loss's 90 % interval; empty without one.
-        total_flops: 6 N D + 2 N T.
-        least_flops: what the cheapest model of the same loss takes, whatever its size.
-        fitted: the first and last tokens within the fit's range of D and of D / N; None where N itself lies outside of it.
-    """
-
-    tokens: tuple[float, ...]
-    loss: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    total_flops: tuple[float, ...]
-    least_flops: tuple[float, ...]
-    fitted: tuple[float, float] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: None if value is None else list(value) for name, value in asdict(self).items()}
-
-
-def curve(law: ScalingLaw, parameters: float, inference_tokens: float, shown: Sequence[float]) -> Curve:
+def curve(law: ScalingLaw, parameters: float, inference_tokens: float, shown: Sequence[float]) -> PlanCurve:
     """From a tenth of the compute-optimal tokens to well beyond them and all that is `shown`, with the ends of what the fit had seen."""
     best = law.optimal_tokens(parameters)
     low = min(best, *shown) / 10
@@ -49,12 +25,12 @@ def curve(law: ScalingLaw, parameters: float, inference_tokens: float, shown: Se
     losses = [law.loss(parameters, d) for d in tokens]
     ends = [law.interval(lambda one, d=d: one.loss(parameters, d)) for d in tokens]  # type: ignore[misc]
     optima = [lifetime_optimum(law, loss, inference_tokens) for loss in losses]
-    return Curve(
+    return PlanCurve(
         tokens=tuple(tokens),
         loss=tuple(losses),
         low=tuple(end[0] for end in ends if end),
         high=tuple(end[1] for end in ends if end),
-        total_flops=tuple(6 * parameters * d + 2 * parameters * inference_tokens for d in tokens),
+        total_flops=tuple(Allocation(parameters, d, loss).total_flops(inference_tokens) for d, loss in zip(tokens, losses, strict=True)),
         least_flops=tuple(optimum.total_flops(inference_tokens) for optimum in optima),
         fitted=fitted,
     )

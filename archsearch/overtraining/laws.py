@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +20,26 @@ from archsearch.errors import InputError
 Counted = Literal["total", "non-embedding"]
 DRAWS = 1000
 CONFIDENCE = 0.90
+
+
+class Terms(Protocol):
+    """The constants of a fit, published or the user's."""
+
+    @property
+    def E(self) -> float: ...
+    @property
+    def A(self) -> float: ...
+    @property
+    def B(self) -> float: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def beta(self) -> float: ...
+
+
+def loss_of(terms: Terms, parameters: float, tokens: float) -> float:
+    """E + A / N^alpha + B / D^beta."""
+    return float(terms.E + terms.A / parameters**terms.alpha + terms.B / tokens**terms.beta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +93,7 @@ class ScalingLaw:
     covariance: tuple[tuple[float, ...], ...] | None = None
 
     def loss(self, parameters: float, tokens: float) -> float:
-        return float(self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta)
+        return loss_of(self, parameters, tokens)
 
     def optimal_tokens(self, parameters: float) -> float:
         """The tokens at which no other size reaches as low a loss with the same compute."""
@@ -167,7 +187,8 @@ HOFFMANN = ScalingLaw(
     counted="total",
     fitted=STATED,
 )
-HOFFMANN_TEX = ScalingLaw(
+HOFFMANN_TEX = replace(
+    HOFFMANN,
     name="hoffmann-tex",
     source="Hoffmann et al. 2022, the unrounded numbers of the paper's TeX source, as given by Besiroglu et al.'s analysis",
     E=math.exp(0.5267228),
@@ -175,19 +196,13 @@ HOFFMANN_TEX = ScalingLaw(
     B=math.exp(6.0179186),
     alpha=0.33917084,
     beta=0.2849083,
-    counted="total",
-    fitted=STATED,
 )
-SARDANA = ScalingLaw(
+SARDANA = replace(
+    HOFFMANN,
     name="sardana",
     source="Sardana et al. 2024, arXiv 2401.00448: Hoffmann's numbers with exponents of three digits",
-    E=1.69,
-    A=406.4,
-    B=410.7,
     alpha=0.336,
     beta=0.283,
-    counted="total",
-    fitted=STATED,
 )
 LAWS = {law.name: law for law in (BESIROGLU, HOFFMANN, HOFFMANN_TEX, SARDANA)}
 DEFAULT_LAWS = ("besiroglu", "hoffmann")

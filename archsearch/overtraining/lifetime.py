@@ -29,8 +29,9 @@ def break_even(law: ScalingLaw, parameters: float, tokens: float) -> float:
 
     Infinite where it never is: an undertrained model is larger than that one, and was no cheaper to train. 0 for the optimum itself.
     """
-    other = law.cheapest(law.loss(parameters, tokens))
-    more = 6 * parameters * tokens - other.flops
+    own = Allocation(parameters, tokens, law.loss(parameters, tokens))
+    other = law.cheapest(own.loss)
+    more = own.flops - other.flops
     saved = 2 * (other.parameters - parameters)
     if abs(saved) <= 1e-9 * parameters:
         return 0.0

@@ -24,7 +24,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import betaln, expit
 
 from archsearch.errors import FileFormatError, InputError
-from archsearch.overtraining.laws import Counted
+from archsearch.overtraining.laws import Counted, loss_of
 from archsearch.spec import from_pydantic, read_table
 
 Positive = Annotated[float, Field(gt=0)]
@@ -128,8 +128,7 @@ def samples(constants: T2File, parameters: float, query_flops: float) -> float:
 
 
 def pretraining_loss(constants: T2File, parameters: float, tokens: float) -> float:
-    terms = constants.pretraining
-    return float(terms.E + terms.A / parameters**terms.alpha + terms.B / tokens**terms.beta)
+    return loss_of(constants.pretraining, parameters, tokens)
 
 
 def sampling_loss(constants: T2File, parameters: float, tokens: float, k: float) -> float:

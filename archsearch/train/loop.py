@@ -40,6 +40,8 @@ CUT_AFTER = 5
 """Updates that must have been timed before the plan is cut, and that are always left to let the learning rate come down."""
 SAVE_SHARE = 0.05
 """At most this share of the time goes into checkpoints."""
+SAVES = 3
+"""A save is taken to last as long as the fastest of so many: one that waited, as on a machine that slept, must not put off the next."""
 
 
 def train(
@@ -121,7 +123,8 @@ class _Session:
         self.trainer = Trainer(spec, self.data, self.plan, lessons_in=lessons_in, team=team)
         self.trainer.spikes = SpikeWatch(settings.max_spike, self.position.recent_losses)
         self.save_every_seconds = settings.save_every_seconds
-        self.saved_at, self.save_seconds = time.monotonic(), 0.0
+        self.saved_at = time.monotonic()
+        self.saves: deque[float] = deque(maxlen=SAVES)
         self.saved_mark: tuple[int, int, int, bool] | None = None
         self.earlier_seconds, self.began = self.position.seconds, began
         self.durations: deque[float] = deque(maxlen=SPEED_WINDOW)
@@ -241,7 +244,7 @@ class _Session:
         )
 
     def _save_is_due(self) -> bool:
-        return self.team.agree(time.monotonic() - self.saved_at >= max(self.save_every_seconds, self.save_seconds / SAVE_SHARE))
+        return self.team.agree(time.monotonic() - self.saved_at >= max(self.save_every_seconds, min(self.saves, default=0.0) / SAVE_SHARE))
 
     def save(self) -> Saved:
         """Replace the checkpoint by one of this moment.
@@ -263,7 +266,7 @@ class _Session:
                 self._write(self.out / INCOMING)
             self.saved_mark = self._mark()
         self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - start
+        self.saves.append(self.saved_at - start)
         return Saved(step=self.trainer.step, path=self.out, final=self.position.finished)
 
     def _write(self, folder: Path) -> dict[str, FileSum]:

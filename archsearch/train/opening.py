@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from archsearch.checkpoint import COMPLETE, INCOMING, Checkpoint, is_checkpoint
@@ -15,6 +15,7 @@ from archsearch.spec import ArchSpec
 from archsearch.train.parallel import Team
 from archsearch.train.planning import make_plan
 from archsearch.train.position import Position, read_position
+from archsearch.train.processor import default_threads
 from archsearch.train.settings import TrainPlan, TrainSettings, plan_steps
 from archsearch.train.teacher import open_teacher, teacher_tokenizer
 from archsearch.train.trainer import threads
@@ -62,7 +63,7 @@ def _begun(spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, team:
     if settings.teacher is not None:
         tokenizer = tokenizer or teacher_tokenizer(settings.teacher)
     tokens = _tokens(text, text.sources, text.text_field, spec, tokenizer, team)
-    with threads(settings.threads):
+    with threads(settings.threads or default_threads()):
         left = None if settings.max_seconds is None else settings.max_seconds - (time.monotonic() - began)
         return Opening(tokens=tokens, plan=make_plan(spec, tokens, settings, seconds_left=left, team=team))
 
@@ -71,6 +72,7 @@ def _resumed(spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, tea
     checkpoint = Checkpoint.open(out)
     plan, position = read_position(checkpoint)
     _refuse_changes(checkpoint, plan, spec, settings)
+    plan = _with_threads(plan, out, settings, team)
     tokens = _tokens(text, text.sources or plan.sources, plan.text_field, spec, checkpoint.tokenizer(), team)
     if tokens.fingerprint != plan.data_fingerprint:
         where = ", ".join(map(str, tokens.corpus.sources)) or "this Python's standard library"
@@ -84,6 +86,20 @@ def _resumed(spec: ArchSpec, text: Text, out: Path, settings: TrainSettings, tea
             *(out, position.processes, team.size),
         )
     return Opening(tokens=tokens, plan=plan, position=position, checkpoint=checkpoint)
+
+
+def _with_threads(plan: TrainPlan, out: Path, settings: TrainSettings, team: Team) -> TrainPlan:
+    """Another machine may have another number of cores; nothing but the order of sums depends on it."""
+    if settings.threads in (None, plan.threads):
+        return plan
+    if team.first:
+        log.warning(
+            "%s was begun with %d thread(s) and goes on with %d: the batches are the same, but sums are taken in another order, so that "
+            "weights agree to rounding, not to the last bit",
+            *(out, plan.threads, settings.threads),
+        )
+    assert settings.threads is not None
+    return replace(plan, threads=settings.threads)
 
 
 def _tokens(
@@ -119,8 +135,10 @@ def _refuse_changes(checkpoint: Checkpoint, plan: TrainPlan, spec: ArchSpec, set
         asked["steps"] = plan_steps(settings.tokens, plan.tokens_per_step)
     for entry in fields(TrainPlan):
         default = getattr(TrainSettings(), entry.name, None)
-        if entry.name in asked and asked[entry.name] != default and asked[entry.name] != getattr(plan, entry.name):
+        if entry.name not in asked or entry.name == "threads":  # which may change
+            continue
+        if asked[entry.name] not in (default, getattr(plan, entry.name)):
             raise InputError(
-                f"{checkpoint.path}: was begun with {entry.name} = {getattr(plan, entry.name)}, not {asked[entry.name]}, and its schedule "
+                f"{checkpoint.path}: was begun with {entry.name} = {getattr(plan, entry.name)}, not {asked[entry.name]}, and its outcome "
                 "depends on it; resume without it, or choose another --out"
             )

@@ -13,7 +13,8 @@ from archsearch.errors import InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
 from archsearch.train.parallel import ALONE, Team
-from archsearch.train.products import fastest_products, onednn_is_exact
+from archsearch.train.processor import default_dtype, default_products, default_threads
+from archsearch.train.products import onednn_is_exact
 from archsearch.train.schedule import phases
 from archsearch.train.settings import (
     MICRO_BATCH_TOKENS,
@@ -28,7 +29,7 @@ from archsearch.train.settings import (
     plan_steps,
 )
 from archsearch.train.teacher import open_teacher
-from archsearch.train.trainer import Trainer, fastest_dtype
+from archsearch.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def make_plan(
         raise InputError("products: oneDNN would round fp32 matrices to bf16 on this processor; take blas, or --dtype bf16 knowingly")
     sequence = settings.sequence or min(default_sequence(parameters), max(8, len(data.training) // 8))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.dtype or fastest_dtype(spec.hidden_size, device)
+    dtype = settings.dtype or default_dtype(device)
     draft = TrainPlan(
         spec_id=spec.spec_id,
         parameters=parameters,
@@ -82,7 +83,7 @@ def make_plan(
         eval_steps=(),
         sample_tokens=settings.sample_tokens,
         prompts=settings.prompts or (() if data.corpus.sources else PYTHON_PROMPTS),
-        threads=settings.threads or torch.get_num_threads(),
+        threads=settings.threads or default_threads(),
         isolate_documents=settings.isolate_documents,
         optimizer=settings.optimizer,
         compile=settings.compile,
@@ -92,7 +93,7 @@ def make_plan(
         teacher_temperature=settings.teacher_temperature,
         device=device,
         dtype=dtype,
-        products=settings.products or (fastest_products(spec.hidden_size, device) if dtype == "fp32" else "blas"),
+        products=settings.products or (default_products(device) if dtype == "fp32" else "blas"),
         max_seconds=settings.max_seconds,
     )
     if settings.teacher is not None:

@@ -8,7 +8,6 @@ with float64 before any is used, and where they are rounded to bf16, BLAS multip
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,33 +17,11 @@ from torch import Tensor
 
 from archsearch.train.settings import Products
 
-GAIN = 1.05
-"""oneDNN is taken where it is at least this many times as fast, so that noise alone does not choose it."""
 EXACT = 8.0
 """A sum of n fp32 products may err by this many times `sqrt(n)` roundings, root mean square. Both libraries are found below 0.4 at
 n = 256 to 1024, TF32 at 130 to 500, bf16 at 1500 to 3000."""
-ROWS, ROUNDS, WIDEST = 512, 5, 1024
-"""What is timed: tokens, times, and the largest width, for a wider one would only take longer."""
-PROBE = 256
-"""Width of the products that are compared with float64."""
-
-
-def fastest_products(hidden_size: int, device: str) -> Products:
-    """The faster library for the three products of a layer (forward, gradient of the input, gradient of the weight) of this width,
-    by timing them in turns. Only CPUs have a choice."""
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device != "cpu" or not has_onednn or not onednn_is_exact():
-        return "blas"
-    matrices = _matrices(min(hidden_size, WIDEST))
-    seconds: dict[Products, list[float]] = {"blas": [], "onednn": []}
-    for _ in range(1 + ROUNDS):
-        for library, taken in seconds.items():
-            with use_products(library):
-                start = time.perf_counter()
-                _layer_products(*matrices)
-                taken.append(time.perf_counter() - start)
-    blas, onednn = (min(taken[1:]) for taken in seconds.values())  # the first chooses kernels
-    return "onednn" if GAIN * onednn < blas else "blas"
+ROWS, PROBE = 512, 256
+"""Tokens, and width, of the products that are compared with float64."""
 
 
 @contextmanager

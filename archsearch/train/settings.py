@@ -50,10 +50,10 @@ class TrainSettings:
     optimizer: OptimizerName = "adamw"
     """`muon` is for the hidden matrices only; embedding, norms, biases and convolutions stay with AdamW."""
     dtype: Dtype | None = None
-    """Of matrix products; by default bf16 where this machine is measured to multiply faster with it."""
+    """Of matrix products; by default bf16 where the processor has instructions for it."""
     products: Products | None = None
-    """The library that multiplies fp32 matrices on a CPU; by default the one that is measured to be faster. Another changes the last
-    bits: name one for the same weights from several trainings."""
+    """The library that multiplies fp32 matrices on a CPU; by default the faster one for the processor. Another changes the last
+    bits: name one for the same weights on several machines."""
     compile: bool = False
     """Compile the layers with torch.compile: a wait at the start, faster updates after it."""
     teacher: str | None = None
@@ -69,7 +69,7 @@ class TrainSettings:
     max_spike: float = 3.0
     """Nats that a loss may lie above the median of the last updates before the training stops; 0 for no limit. A resume may change it."""
     threads: int | None = None
-    """CPU threads; the default is torch's."""
+    """CPU threads; by default the cores that this process may use. They decide the order of sums, and so the last bits."""
     parallel: Literal["auto"] | Kind = "auto"
     """How processes that torchrun started share the model out: all of it in each (ddp), or a part (fsdp). A resume may change it."""
     eval_tokens: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from archsearch.train.optimizers import UpdateRule
 from archsearch.train.parallel import ALONE, Team
 from archsearch.train.products import use_products
 from archsearch.train.schedule import learning_rate
-from archsearch.train.settings import Dtype, TrainPlan
+from archsearch.train.settings import TrainPlan
 from archsearch.train.stops import NonFinite, SpikeWatch
 from archsearch.train.teacher import Lessons, open_teacher
 from operators.documents import Documents
@@ -222,22 +221,6 @@ def autocast(plan: TrainPlan) -> AbstractContextManager[object]:
     if plan.dtype == "fp32":
         return use_products(plan.products)
     return torch.autocast(torch.device(plan.device).type, dtype=torch.bfloat16)
-
-
-def fastest_dtype(hidden_size: int, device: str) -> Dtype:
-    """bf16 where this machine multiplies matrices of this width at least 1.5 times as fast with it: measured, since a CPU
-    without the instructions emulates them, many times slower. 2048 rows, so that a product takes long enough to be timed."""
-    speeds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(2048, hidden_size, dtype=dtype, device=device)
-        w = torch.ones(4 * hidden_size, hidden_size, dtype=dtype, device=device)
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            (x @ w.T).sum().item()  # item waits for the device
-            seconds.append(time.perf_counter() - start)
-        speeds[dtype] = 1 / min(seconds)
-    return "bf16" if speeds[torch.bfloat16] > 1.5 * speeds[torch.float32] else "fp32"
 
 
 def _load(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:

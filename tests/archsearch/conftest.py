@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Outcome
+from trainings import SETTINGS
 
+from archsearch.data import TokenData, open_corpus, prepare
 from archsearch.spec import ArchSpec
+from archsearch.train import TrainPlan, train
+from archsearch.train.planning import make_plan
 from operators.specs import BlockSpec, FfnSpec, GlaSpec, GqaSpec, OperatorSpec, ShortConvSpec, SwaSpec
 
 WORDS = ["the", "a", "red", "blue", "green", "cat", "dog", "sees", "hears", "finds", "loses", "one", "two"]
@@ -36,6 +40,32 @@ def tiny_spec() -> ArchSpec:
     ]
     blocks = tuple(BlockSpec(operator=operator, ffn=FfnSpec(intermediate_size=64)) for operator in operators)
     return ArchSpec(name="tiny", hidden_size=32, vocab_size=300, layers=blocks)
+
+
+@pytest.fixture(scope="session")
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trainings keep what they made of `texts`."""
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture(scope="session")
+def data(texts: Path, token_cache: Path) -> TokenData:
+    """`texts` as tokens for `tiny_spec`."""
+    return prepare(open_corpus([texts]), 300, cache_dir=token_cache)
+
+
+@pytest.fixture(scope="session")
+def plan(tiny_spec: ArchSpec, data: TokenData) -> TrainPlan:
+    """Of a training of `tiny_spec` on `data` for twelve steps."""
+    return make_plan(tiny_spec, data, SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted_run(tiny_spec: ArchSpec, texts: Path, token_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every resume must end as this one."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    list(train(tiny_spec, [texts], out, settings=SETTINGS, cache_dir=token_cache))
+    return out
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archsearch.data import Batches, Tokenizer, default_corpus, open_corpus, prepare, read_source, read_tokenizer, train_tokenizer
+from archsearch.data import (
+    Batches,
+    Preparing,
+    Tokenizer,
+    default_corpus,
+    open_corpus,
+    prepare,
+    read_source,
+    read_tokenizer,
+    train_tokenizer,
+)
+from archsearch.data import progress as ticking
 from archsearch.data.corpus import Corpus
 from archsearch.errors import FileFormatError, InputError
 
@@ -284,3 +296,14 @@ def test_batches_never_leave_the_stream(tokens: int, sequence: int, seed: int, s
             Batches(stream, sequence, 2, seed)
     else:
         assert Batches(stream, sequence, 2, seed).at(step).shape == (2, sequence + 1)
+
+
+def test_time_left_is_told_once_there_is_something_to_go_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first document that waits for a second, and a thousand like it to come, are no estimate of a quarter of an hour."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(ticking, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    told: list[Preparing] = []
+    ticker = ticking.Ticker(told.append, "tokenising", 1000)
+    for clock.now, amount in ((1.0, 1), (2.0, 99), (4.0, 100)):
+        ticker.add(amount)
+    assert [event.seconds_left for event in told] == [None, 18.0, 16.0]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trainings
 from torch.nn import functional as F
 
 from archsearch.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from archsearch.export import export
 from archsearch.hf import MODELING
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
-from archsearch.train import Finished, Step, TrainSettings, read_metrics, train
+from archsearch.train import Finished, Step, read_metrics, train
 from archsearch.train.distillation import TopK, divergence, linear_distillation
 from archsearch.train.planning import make_plan
 from archsearch.train.teacher import Lessons, Teacher, open_teacher
@@ -28,18 +29,7 @@ from operators.documents import Documents
 
 transformers = pytest.importorskip("transformers")
 
-SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32,
-    sequence=32,
-    batch=4,
-    micro_batch=2,
-    evaluations=2,
-    eval_tokens=2048,
-    sample_tokens=0,
-    threads=1,
-    dtype="fp32",
-    products="blas",
-)
+SETTINGS = replace(trainings.SETTINGS, evaluations=2, eval_tokens=2048, sample_tokens=0)
 
 
 # --- the loss -------------------------------------------------------------------------------------------------------

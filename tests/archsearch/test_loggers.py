@@ -8,24 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trainings import SETTINGS
 
 from archsearch.errors import InputError
 from archsearch.spec import ArchSpec
-from archsearch.train import Evaluated, Step, TrainSettings, read_metrics, train
+from archsearch.train import Evaluated, Step, read_metrics, train
 from archsearch.train.loggers import open_logger, scalars
-
-SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32,
-    sequence=32,
-    batch=4,
-    micro_batch=2,
-    evaluations=3,
-    eval_tokens=128,
-    sample_tokens=0,
-    threads=1,
-    dtype="fp32",
-    products="blas",
-)
 
 
 def run(spec: ArchSpec, texts: Path, out: Path, cache: Path, name: str, *, stop: int | None = None, resume: bool = False) -> None:

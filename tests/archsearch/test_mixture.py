@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS
+from trainings import SETTINGS
 
 from archsearch.checkpoint import Checkpoint
 from archsearch.data import MixedBatches, Preparing, Source, TokenStream, open_corpus, parse_sources, prepare, shards
@@ -21,22 +22,9 @@ from archsearch.data.batches import ROUND, mixed
 from archsearch.errors import CheckpointError, FileFormatError, InputError
 from archsearch.model import LanguageModel
 from archsearch.spec import ArchSpec
-from archsearch.train import Evaluated, Step, TrainSettings, read_metrics, train
+from archsearch.train import Evaluated, Step, read_metrics, train
 from archsearch.train.evaluate import evaluate
 from archsearch.train.planning import make_plan
-
-SETTINGS = TrainSettings(
-    tokens=12 * 4 * 32,
-    sequence=32,
-    batch=4,
-    micro_batch=2,
-    evaluations=3,
-    eval_tokens=128,
-    sample_tokens=8,
-    threads=1,
-    dtype="fp32",
-    products="blas",
-)
 
 
 def lines(first: int, count: int, words: list[str] = WORDS) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trainings
 from ranks import FullDisk, Job, Kill, KillInSave, NoNumber, OtherText, Outcome, Signal, in_float64, save_always, train_in
 from safetensors.numpy import load_file
 
@@ -28,9 +29,7 @@ from archsearch.train.parallel.team import collect, deal
 pytestmark = pytest.mark.timeout(900)  # processes that are forked by the dozen may wait for others on a busy machine
 
 # Five sequences an update: two processes have three and two of them, in two passes and in one.
-SETTINGS = TrainSettings(
-    tokens=12 * 5 * 32, sequence=32, batch=5, micro_batch=2, evaluations=3, eval_tokens=128, sample_tokens=8, threads=1, dtype="fp32"
-)
+SETTINGS = replace(trainings.SETTINGS, tokens=12 * 5 * 32, batch=5)
 ROUNDING = 2.0**-53
 """Of float64, relative: half a unit in the last place."""
 SUMS = 12 * 5 * 32

@@ -1,16 +1,15 @@
-"""Which library multiplies fp32 matrices: chosen by a clock, and never one that rounds to less than fp32."""
+"""The library that multiplies fp32 matrices is never one that rounds to less than fp32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from archsearch.train import products
-from archsearch.train.products import PROBE, ROWS, fastest_products, is_fp32, onednn_is_exact, use_products
+from archsearch.train.products import PROBE, ROWS, is_fp32, onednn_is_exact, use_products
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 real_products = products._layer_products
@@ -28,49 +27,21 @@ def forget() -> Iterator[None]:
     onednn_is_exact.cache_clear()
 
 
-class Machine:
-    """A clock, and products that take as long by it as they are said to."""
-
-    def __init__(self, seconds: dict[str, float], rounding: torch.dtype) -> None:
-        self.now, self.seconds, self.rounding = 0.0, seconds, rounding
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def products(self, *matrices: Tensor) -> tuple[Tensor, ...]:
-        exact = real_products(*(matrix.double() for matrix in matrices))
-        if matrices[0].dtype == torch.float64:
-            return exact
-        self.now += self.seconds["onednn" if by_medium() else "blas"]
-        return tuple(product.to(self.rounding if by_medium() else torch.float32).float() for product in exact)
-
-
 @needs_onednn
-@pytest.mark.parametrize(
-    ("onednn", "rounding", "chosen"),
-    [
-        (0.8, torch.float32, "onednn"),
-        (0.98, torch.float32, "blas"),  # no more than noise
-        (1.2, torch.float32, "blas"),
-        (0.1, torch.bfloat16, "blas"),  # as on a processor with AMX
-    ],
-)
-def test_the_faster_library_is_taken_if_it_is_exact(
-    onednn: float, rounding: torch.dtype, chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = Machine({"blas": 1.0, "onednn": onednn}, rounding)
-    monkeypatch.setattr(products, "_layer_products", machine.products)
-    monkeypatch.setattr(products, "time", SimpleNamespace(perf_counter=machine.perf_counter))
-    assert fastest_products(16, "cpu") == chosen
-    with use_products("onednn"):  # as the plan of a training says that was begun elsewhere
+@pytest.mark.parametrize("rounding", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_only_an_exact_library_multiplies(rounding: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 as on a processor with AMX. The plan of a training that was begun elsewhere may name oneDNN all the same."""
+
+    def rounded(*matrices: Tensor) -> tuple[Tensor, ...]:
+        exact = real_products(*(matrix.double() for matrix in matrices))
+        wanted = torch.float64 if matrices[0].dtype == torch.float64 else torch.float32
+        return tuple(product.to(rounding if by_medium() else wanted).to(wanted) for product in exact)
+
+    monkeypatch.setattr(products, "_layer_products", rounded)
+    assert onednn_is_exact() == (rounding is torch.float32)
+    with use_products("onednn"):
         assert by_medium() == (rounding is torch.float32)
     assert not by_medium()
-
-
-def test_only_a_cpu_with_onednn_has_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fastest_products(16, "cuda") == "blas"
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert fastest_products(16, "cpu") == "blas"
 
 
 def test_arithmetic_below_fp32_is_seen() -> None:

@@ -53,9 +53,7 @@ def test_a_rounds_two_looks_stay_together() -> None:
     before, after = MachineState(time_unix_s=7.0), MachineState(time_unix_s=7.0 + 2 * NOTICED_S)
     event = RoundResult(case_id="case", round=0, wall_ns=(1,), cpu_ns=None, before=before, after=after)
     corrected = clock.corrected(event)
-    assert corrected == replace(
-        event, before=replace(before, time_unix_s=1000.0 - 2 * NOTICED_S), after=replace(after, time_unix_s=1000.0)
-    )
+    assert corrected == replace(event, before=replace(before, time_unix_s=1000.0 - 2 * NOTICED_S), after=replace(after, time_unix_s=1000.0))
     loaded = Loaded(case_id="case", load_ns=1, first_run_ns=1)
     assert clock.corrected(loaded) is loaded
 
