@@ -25,6 +25,7 @@ from archsearch.workload import Workload
 from devices.agent.session import BoundCase, load
 from devices.plan import Case, RunPlan
 from operators.graph import read_info
+from operators.specs import PRECISIONS
 
 
 def labels(path: Path) -> dict[str, str]:
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--workloads", default="prefill@512,decode@0,decode@1024,decode@4096")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--precision", default="int4", choices=("fp32", "int8", "int4"))
+    parser.add_argument("--precision", default="int4", choices=PRECISIONS)
     options = parser.parse_args()
     spec, parsed = ArchSpec.read(options.spec), [tokens_of(workload) for workload in options.workloads.split(",")]
     with tempfile.TemporaryDirectory() as directory:
