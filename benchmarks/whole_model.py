@@ -1,14 +1,15 @@
-"""A whole model in int4, ours against other runtimes with the same random weights, interleaved in one run.
+"""A whole model in int4 and int4g128, ours against other runtimes with the same random weights, interleaved in one run.
 
     python benchmarks/whole_model.py --llama-bench build/bin/llama-bench [--rounds 3 --threads 1,2 --json samples.json]
 
 Every round runs each runtime at each thread count once, in a fresh process, in shuffled order, on the same cores, with the same huge
 pages from the allocator; threads that wait spin, as all these runtimes have it by default. Printed: tokens a second, median over rounds
-with quartiles, and ours over theirs, round by round. Beside each stands its share of the machine's limits, the fastest of all rounds:
-stored int4 weights over read bandwidth for decode, int8 and float32 arithmetic for prefill. Rivals that are not there are named with
-what would install them. Each line of a round says what share of all cores other programs took meanwhile: above a few per cent, it
-measured them, too, and above `--others` (a tenth) the run is left out of the table. With `--json`, rounds that the file holds already
-are kept and new ones added, so that a machine need not be quiet for long at a time; `--rounds 0` prints the table of what is there.
+with quartiles, and each of ours over every other, round by round. Beside each stands its share of the machine's limits, the fastest of
+all rounds: stored weights over read bandwidth for decode (a rival's are taken for int4's), int8 and float32 arithmetic for prefill.
+Rivals that are not there are named with what would install them. Each line of a round says what share of all cores other programs took
+meanwhile: above a few per cent, it measured them, too, and above `--others` (a tenth) the run is left out of the table. With `--json`,
+rounds that the file holds already are kept and new ones added, so that a machine need not be quiet for long at a time; `--rounds 0`
+prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ from devices import measure_limits, open_device
 from devices.plan import Failed, RoundResult, RunPlan
 from operators.costs import block_costs, head_weights, model_weights, weight_bytes
 from operators.graph import read_info
+from operators.specs import Precision
 
-OURS = "archsearch int4"
+OURS: dict[str, Precision] = {"archsearch int4": "int4", "archsearch int4g128": "int4g128"}
+Roofs = dict[tuple[int, str, str], float]
+"""Tokens a second that a limit allows at most, by threads, workload and limit."""
 
 
-def measure_ours(path: Path, workloads: Sequence[str], threads: int, seed: int) -> Samples:
+def measure_ours(path: Path, precision: Precision, workloads: Sequence[str], threads: int, seed: int) -> Samples:
     """One fresh agent, all workloads; decode is the same step repeated for half a second.
 
     Raises:
@@ -50,7 +54,8 @@ def measure_ours(path: Path, workloads: Sequence[str], threads: int, seed: int) 
     for workload in workloads:
         phase, count = tokens_of(workload)
         prefill = phase == "prefill"
-        asked = Workload(phase=phase, tokens=count if prefill else 1, context=0 if prefill else count, precision="int4", threads=threads)
+        shape = {"tokens": count if prefill else 1, "context": 0 if prefill else count}
+        asked = Workload(phase=phase, precision=precision, threads=threads, **shape)
         cases.append(make_case(workload, path, info, asked))
         tokens[workload] = asked.tokens
     plan = RunPlan(cases=tuple(cases), threads=threads, rounds=1, warmup_runs=1, min_runs=2, min_time_ns=500_000_000, seed=seed)
@@ -74,15 +79,15 @@ def measured_limits(threads: Sequence[int]) -> list[dict]:
     return found + [{"threads": count, "limit": "int8_matmul", "per_second": int8_limit(count)} for count in threads]
 
 
-def roofs(spec: ArchSpec, workloads: Sequence[str], measured: Sequence[dict]) -> dict[tuple[int, str, str], float]:
-    """Tokens a second that a limit allows at most, by threads, workload and limit; the fastest of several measurements counts.
+def roofs(spec: ArchSpec, precision: Precision, workloads: Sequence[str], measured: Sequence[dict]) -> Roofs:
+    """Of several measurements of a limit the fastest counts.
 
-    Decode reads the stored int4 weights once a token (and its caches, which are not counted); prefill multiplies.
+    Decode reads the stored weights once a token (and its caches, which are not counted); prefill multiplies.
     """
     weights = model_weights(spec.layers, spec.dims, vocab_size=spec.vocab_size, tie_embeddings=spec.tie_embeddings)
-    stored = sum(weight_bytes(weight, "int4") for weight in weights)
+    stored = sum(weight_bytes(weight, precision) for weight in weights)
     head = 2 * head_weights(spec.dims, spec.vocab_size, spec.tie_embeddings)[0].size
-    found: dict[tuple[int, str, str], float] = {}
+    found: Roofs = {}
     for row in measured:
         for workload in workloads:
             phase, tokens = tokens_of(workload)
@@ -142,25 +147,25 @@ def ratios(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
     return [ours[number] / theirs[number] for number in sorted(ours.keys() & theirs.keys())]
 
 
-def table(rounds: Sequence[dict], workloads: Sequence[str], threads: Sequence[int], roof: dict[tuple[int, str, str], float]) -> Table:
-    shown = Table("workload", "threads", "runtime", "tokens/s", "of the limit", "ours / theirs", title="median over rounds (quartiles)")
+def table(rounds: Sequence[dict], workloads: Sequence[str], threads: Sequence[int], roof: dict[Precision, Roofs]) -> Table:
+    over = [f"{precision} / this" for precision in OURS.values()]
+    shown = Table("workload", "threads", "runtime", "tokens/s", "of the limit", *over, title="median over rounds (quartiles)")
     speeds = medians(rounds)
     for workload in workloads:
         for count in threads:
-            ours = speeds.get((workload, count, OURS), {})
-            for name in (OURS, *RIVALS):
-                theirs = speeds.get((workload, count, name))
-                if not theirs:
+            for name in (*OURS, *RIVALS):
+                this = speeds.get((workload, count, name))
+                if not this:
                     continue
-                values = list(theirs.values())
+                values = list(this.values())
                 shares = [
                     f"{np.median(values) / most:.0%} {limit.partition('_')[0]}"
-                    for (t, w, limit), most in roof.items()
+                    for (t, w, limit), most in roof[OURS.get(name, "int4")].items()
                     if (t, w) == (count, workload)
                 ]
-                both = ratios(ours, theirs)
-                ratio = quartiles(both, 2) if both and name != OURS else ""
-                shown.add_row(workload, str(count), name, quartiles(values, 1), ", ".join(shares), ratio)
+                both = [ratios(speeds.get((workload, count, ours), {}), this) if ours != name else [] for ours in OURS]
+                cells = [quartiles(each, 2) if each else "" for each in both]
+                shown.add_row(workload, str(count), name, quartiles(values, 1), ", ".join(shares), *cells)
     return shown
 
 
@@ -198,8 +203,8 @@ def main() -> None:
     wanted = [name for name in RIVALS for asked in options.rivals.split(",") if name.startswith(asked)]
     context = max(tokens_of(workload)[1] for workload in workloads) + 64
     options.models.mkdir(parents=True, exist_ok=True)
-    ours = write_subject(model_subject(spec), options.models, precision="int4", max_context=context)
-    paths = {}
+    subject = model_subject(spec)
+    paths = {name: write_subject(subject, options.models, precision=precision, max_context=context) for name, precision in OURS.items()}
     for name in dict.fromkeys(wanted):
         if reason := RIVALS[name].missing(options.llama_bench):
             print(f"{name} is left out; {reason}")
@@ -212,11 +217,11 @@ def main() -> None:
         limits += measured_limits(threads)
         for row in limits[-3 * len(threads) :]:
             print(f"limit, {row['threads']} thread(s): {row['limit']} {row['per_second'] / 1e9:.1f} G/s", flush=True)
-        for name, count in order.sample(turns := [(name, count) for name in (OURS, *paths) for count in threads], len(turns)):
+        for name, count in order.sample(turns := [(name, count) for name in paths for count in threads], len(turns)):
             others = Others()
             try:
-                if name == OURS:
-                    samples = measure_ours(ours, workloads, count, options.seed + number)
+                if name in OURS:
+                    samples = measure_ours(paths[name], OURS[name], workloads, count, options.seed + number)
                 else:
                     samples = RIVALS[name].measure(paths[name], count, workloads, options.llama_bench)
             except RuntimeError as error:
@@ -231,7 +236,8 @@ def main() -> None:
                 options.json.write_text(json.dumps(record, indent=1) + "\n")
     kept = undisturbed(rounds, options.others)
     print(f"{len(rounds) - len(kept)} of {len(rounds)} runs left out: other programs took more than {options.others:.0%} meanwhile")
-    Console(width=140).print(table(kept, workloads, threads, roofs(spec, workloads, limits)))
+    roof = {precision: roofs(spec, precision, workloads, limits) for precision in OURS.values()}
+    Console(width=140).print(table(kept, workloads, threads, roof))
 
 
 if __name__ == "__main__":

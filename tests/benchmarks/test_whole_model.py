@@ -32,16 +32,17 @@ def limit(name, per_second, threads=2):
     return {"threads": threads, "limit": name, "per_second": per_second}
 
 
-def test_decode_is_held_against_reading_the_stored_weights_once_a_token(whole_model):
+@pytest.mark.parametrize(("precision", "bits"), [("int4", 4 + 32 / 32), ("int4g128", 4 + 32 / 128)])  # a 32-bit scale for a group
+def test_decode_is_held_against_reading_the_stored_weights_once_a_token(whole_model, precision, bits):
     weights = model_weights(SPEC.layers, SPEC.dims, vocab_size=SPEC.vocab_size, tie_embeddings=SPEC.tie_embeddings)
-    stored = sum(weight_bytes(weight, "int4") for weight in weights)
-    assert stored == pytest.approx(354.5e6 * 5 / 8, rel=1e-3)  # 4 bits and a 32-bit scale for 32 weights
-    found = whole_model.roofs(SPEC, ["decode@0", "prefill@512"], [limit("read_bandwidth", 40e9)])
+    stored = sum(weight_bytes(weight, precision) for weight in weights)
+    assert stored == pytest.approx(354.5e6 * bits / 8, rel=2e-3)
+    found = whole_model.roofs(SPEC, precision, ["decode@0", "prefill@512"], [limit("read_bandwidth", 40e9)])
     assert found == {(2, "decode@0", "read_bandwidth"): pytest.approx(40e9 / stored)}
 
 
 def test_prefill_is_held_against_both_kinds_of_arithmetic(whole_model):
-    found = whole_model.roofs(SPEC, ["prefill@512", "decode@0"], [limit("fp32_matmul", 200e9), limit("int8_matmul", 800e9)])
+    found = whole_model.roofs(SPEC, "int4", ["prefill@512", "decode@0"], [limit("fp32_matmul", 200e9), limit("int8_matmul", 800e9)])
     assert set(found) == {(2, "prefill@512", "fp32_matmul"), (2, "prefill@512", "int8_matmul")}
     assert found[2, "prefill@512", "int8_matmul"] == pytest.approx(4 * found[2, "prefill@512", "fp32_matmul"])
     in_layers = sum(weight.size for weight in model_weights(SPEC.layers, SPEC.dims, vocab_size=1, tie_embeddings=True) if weight.linear)
@@ -55,7 +56,7 @@ def test_the_fastest_of_several_measurements_is_the_limit(whole_model):
         limit("read_bandwidth", 35e9),
         limit("read_bandwidth", 90e9, 1),
     ]
-    assert whole_model.roofs(SPEC, ["decode@0"], several) == whole_model.roofs(SPEC, ["decode@0"], several[1::2])
+    assert whole_model.roofs(SPEC, "int4", ["decode@0"], several) == whole_model.roofs(SPEC, "int4", ["decode@0"], several[1::2])
 
 
 def test_ratios_are_taken_within_a_round(whole_model):
@@ -78,12 +79,18 @@ def test_what_other_programs_disturbed_is_left_out(whole_model):
 
 
 def test_the_table_names_every_runtime_that_was_measured_and_no_other(whole_model):
-    rounds = [round_of(0, whole_model.OURS, **{"decode@0": [80.0]}), round_of(0, "llama.cpp Q4_0", **{"decode@0": [100.0]})]
-    shown = whole_model.table(rounds, ["decode@0", "prefill@512"], [1, 2], {(2, "decode@0", "read_bandwidth"): 160.0})
-    cells = [list(column.cells) for column in shown.columns]
-    assert cells[2] == [whole_model.OURS, "llama.cpp Q4_0"]
-    assert cells[4] == ["50% read", "62% read"]
-    assert cells[5] == ["", "0.80 (0.80-0.80)"]
+    int4, int4g128 = whole_model.OURS
+    rounds = [
+        round_of(0, int4, **{"decode@0": [80.0]}),
+        round_of(0, int4g128, **{"decode@0": [96.0]}),
+        round_of(0, "llama.cpp Q4_0", **{"decode@0": [100.0]}),
+    ]
+    roof = {"int4": {(2, "decode@0", "read_bandwidth"): 160.0}, "int4g128": {(2, "decode@0", "read_bandwidth"): 192.0}}
+    cells = [list(column.cells) for column in whole_model.table(rounds, ["decode@0", "prefill@512"], [1, 2], roof).columns]
+    assert cells[2] == [int4, int4g128, "llama.cpp Q4_0"]
+    assert cells[4] == ["50% read", "50% read", "62% read"]  # each of ours of its own limit, a rival of int4's
+    assert cells[5] == ["", "0.83 (0.83-0.83)", "0.80 (0.80-0.80)"]
+    assert cells[6] == ["1.20 (1.20-1.20)", "", "0.96 (0.96-0.96)"]
 
 
 def test_rounds_of_an_earlier_run_are_kept_and_those_of_another_spec_refused(whole_model, tmp_path):
