@@ -20,7 +20,7 @@ from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory
 from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
 from archsearch.drift import Drift, Reference, drift_of
 from archsearch.errors import InputError, MissingMeasurement, RunError
-from archsearch.estimate import by_process, row_summary
+from archsearch.estimate import by_process, in_one_state, row_summary
 from archsearch.held_out import held_out, held_out_contexts
 from archsearch.memory import MB, MemoryPhase
 from archsearch.predict import CostTable
@@ -343,7 +343,8 @@ class _Calibration:
                     self.strayed.append((factor, part.workload))
             if not found:
                 continue
-            times, factors = zip(*found.values(), strict=True)
+            alike = in_one_state({process: time_ms / factor for process, (time_ms, factor) in found.items()})
+            times, factors = zip(*(found[process] for process in alike), strict=True)
             summary = row_summary(rows[part.key])
             yield MeasuredCase(
                 layout=part.spec.name,
@@ -352,6 +353,7 @@ class _Calibration:
                 predicted=predicted,
                 drift=gmean(factors),
                 interpolated=part.workload not in self.table.workloads(),
+                left_out=len(by_process(rows[part.key])) - len(alike),
                 widening=None if part.spec.spec_id in known else self.table.widenings.get(part.workload),
             )
 

@@ -37,6 +37,8 @@ class MeasuredCase:
     predicted: Estimate
     drift: float
     interpolated: bool
+    left_out: int = 0
+    """Processes that do not count: they had drifted too far, or were in another state than the fastest (`estimate.in_one_state`)."""
     widening: Widening | None = None
     """Of an earlier calibration that did not hold this layout, so that this one tests it."""
 
@@ -88,6 +90,7 @@ class MeasuredCase:
             "covered": self.covered,
             "covered_widened": self.covered_widened,
             "interpolated": self.interpolated,
+            "left_out": self.left_out,
         }
 
 
@@ -195,6 +198,7 @@ def _summarised(workload: Workload, cases: Sequence[MeasuredCase]) -> dict[str, 
         "coverage": float(np.mean([case.covered for case in cases])),
         "coverage_widened": float(np.mean(tested)) if tested else None,
         "tested": len(tested),
+        "left_out": sum(case.left_out for case in cases),
         "drift_low": min(drifts),
         "drift_high": max(drifts),
         "widening": widening.factor if widening else None,
