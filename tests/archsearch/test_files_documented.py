@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from archsearch.schema import TABLES
 from archsearch.space import Space, _SpaceFile
 from archsearch.spec import ArchSpec, _SpecFile
-from archsearch.store import TABLES, Store
+from archsearch.store import Store
 from operators.builtin import BUILTIN
 
 TEXT = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
