@@ -95,7 +95,7 @@ def test_peaks_of_memory_stand_beside_each_other(tmp_path: Path) -> None:
     assert {pair.ratio for pair in found.memory} == {1.0}
     chains = {(p, n) for p in ("prefill", "decode") for n in (1, 4)}
     assert {(pair.workload.phase, pair.copies) for pair in found.memory} == {*chains, ("prefill", 2)}  # one of each block: two
-    assert "peak memory of 10 processes, B/A: median 1.000" in run_command("compare", a, b).out
+    assert "peak memory of 11 processes, B/A: median 1.000" in run_command("compare", a, b).out
 
 
 def test_too_few_rounds_are_said_to_be(tmp_path: Path) -> None:
