@@ -8,6 +8,9 @@ MEASURED = 3 + 2 * 5 + 1
 """Latencies that a profile of `small()` measures: prefill of two blocks and of embedding with head; decode at two contexts, two lengths
 of each block's chain and the head; and at the lesser context a third length of one block."""
 
+MEMORY = 2 * 5 + 1
+"""Peaks of memory: while decoding and in prefill, a single copy and a chain of two blocks, and the head; in prefill one of each block."""
+
 
 def small(**changes: Any) -> dict[str, Any]:
     """Two operators, one FFN width, two layers of 64 channels; `changes` replace whole tables."""

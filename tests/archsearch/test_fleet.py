@@ -22,7 +22,7 @@ from devices import DeviceError
 from devices.base import Device, DeviceInfo
 from devices.plan import Event, Failed, MachineState, RoundResult, RunPlan
 from tests.archsearch.fake_device import FakeDevice
-from tests.archsearch.spaces import MEASURED, small
+from tests.archsearch.spaces import MEASURED, MEMORY, small
 from tests.phone.helpers import phone_for_test
 from tests.phone.phone import FakePhone
 
@@ -65,7 +65,7 @@ def test_phones_are_measured_side_by_side(tmp_path: Path) -> None:
     assert {name for name, _ in events} == {"adb:A", "adb:B"}
     for name in devices:
         complete, total = done(tmp_path, name)
-        assert complete == total == MEASURED + 10
+        assert complete == total == MEASURED + MEMORY
         assert [event.stage for device, event in events if device == name][-1] == "finished"
 
 
@@ -79,10 +79,10 @@ def test_a_phone_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     devices: dict[str, Device] = {"adb:A": Named("adb:A", dies_after=3), "adb:B": Named("adb:B")}
     with pytest.raises(DeviceError, match="adb:A: the connection broke"):
         list(profile_all(Space.from_dict(small()), tmp_path, devices))
-    assert done(tmp_path, "adb:B") == (MEASURED + 10, MEASURED + 10)
-    assert 0 < done(tmp_path, "adb:A")[0] < MEASURED + 10
+    assert done(tmp_path, "adb:B") == (MEASURED + MEMORY, MEASURED + MEMORY)
+    assert 0 < done(tmp_path, "adb:A")[0] < MEASURED + MEMORY
     list(profile_all(Space.from_dict(small()), tmp_path, {name: Named(name) for name in devices}))
-    assert done(tmp_path, "adb:A") == (MEASURED + 10, MEASURED + 10)
+    assert done(tmp_path, "adb:A") == (MEASURED + MEMORY, MEASURED + MEMORY)
     with pytest.raises(RunError, match=r"adb:C: .*; adb:D: |adb:D: .*; adb:C: "):
         list(profile_all(Space.from_dict(small()), tmp_path, {name: Named(name, dies_after=0) for name in ("adb:C", "adb:D")}))
 

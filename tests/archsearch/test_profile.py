@@ -12,7 +12,7 @@ from archsearch.space import Space
 from archsearch.store import Store
 from devices import open_device
 from tests.archsearch.fake_device import FakeDevice
-from tests.archsearch.spaces import MEASURED, small
+from tests.archsearch.spaces import MEASURED, MEMORY, small
 
 
 def rows(run_dir: Path):  # type: ignore[no-untyped-def]
@@ -32,7 +32,7 @@ def test_every_block_is_measured_for_every_workload(tmp_path: Path) -> None:
     curve, longest = curve_copies(space, dims, "fp32"), [long_copies(space, block, dims, "fp32") for block in space.blocks]
     assert copies == {("prefill", PREFILL_COPIES), *(("decode", n) for n in (SHORT_COPIES, *curve, *longest))}
     memory = [row for row in rows(tmp_path) if row.purpose == "memory"]
-    assert [row.status for row in memory] == ["done"] * (2 * 5 + 1)  # in prefill, one of each block as well
+    assert [row.status for row in memory] == ["done"] * MEMORY
     assert events[-1].stage == "finished"
     assert all(0 <= event.done <= event.total for event in events)
     last = [event for event in events if event.stage == "latency"][-1]

@@ -128,7 +128,7 @@ def test_every_stage_leaves_its_files(finished: tuple[Path, Outcome], space: Pat
 def test_the_search_document(finished: tuple[Path, Outcome]) -> None:
     run, ended = finished
     search = ended.document["search"]
-    assert set(search) == {"feasible", "front", "best", "unreachable", "proposed"}
+    assert set(search) == {"feasible", "front", "best", "unreachable", "proposed", "given_up"}
     assert search["feasible"] is True
     assert search["unreachable"] == {}
     assert 1 <= len(search["front"]) <= LAYOUTS

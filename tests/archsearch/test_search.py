@@ -152,7 +152,7 @@ def test_impossible_budgets_train_nothing_and_say_what_is_reachable(tmp_path: Pa
     assert not (tmp_path / "trained").exists()
     assert not (tmp_path / "study.db").exists()
     document = result.to_dict()
-    assert set(document) == {"feasible", "front", "best", "unreachable", "proposed"}
+    assert set(document) == {"feasible", "front", "best", "unreachable", "proposed", "given_up"}
     assert (document["feasible"], document["front"], document["best"]) == (False, [], None)
     cheapest = min(searcher.costs(spec).values["decode_ms@4096"] for spec in reachable(space_of(layers=4)).values())
     assert document["unreachable"]["decode_ms@4096"]["limit"] == 0.6
