@@ -90,7 +90,7 @@ WRONG_SPACES = {
     "an empty choice": ("layers = 2", "layers = []", "model.layers", "at least 1 item"),
     "the same choice twice": ("decode = [32]", "decode = [32, 32]", "workloads.decode", "given twice"),
     "nothing to measure": ("prefill = [16]\ndecode = [32]", "prefill = []\ndecode = []", "workloads", "nothing would be measured"),
-    "unknown precision": ("passes = 1", 'precision = "int3"', "measure.precision.0", "'fp32', 'int8' or 'int4'"),
+    "unknown precision": ("passes = 1", 'precision = "int3"', "measure.precision.0", "'fp32', 'int8', 'int4' or 'int4g128'"),
     "endless measuring": ("min_time_ms = 5", "min_time_ms = inf", "measure.min_time_ms", "finite"),
     "unknown metric": ('"decode_ms@32" = 5.0', '"decode@32" = 5.0', "budgets", "did you mean decode_ms?"),
     "metric without context": ('"decode_ms@32" = 5.0', '"decode_ms" = 5.0', "budgets", "needs a number of tokens behind @"),
