@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from archsearch.cli.tables import count, stdout, table
-from archsearch.overtraining.quantities import format_count, format_power
+from archsearch.overtraining.quantities import format_count, format_hours, format_power
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def _print_question(plan: OvertrainingPlan) -> None:
         more = 100 * (plan.flops_per_token / (6 * first.parameters) - 1)
         stdout.print(
             f"By arithmetic {format_power(first.training_flops)} FLOP ({more:+.1f} %, in sequences of {plan.sequence:,}): "
-            f"{first.gpu_hours:,.0f} {_device(plan)}"
+            f"{format_hours(first.gpu_hours)} {_device(plan)}"
         )
     else:
         stdout.print(
@@ -69,7 +69,7 @@ def _print_laws(plan: OvertrainingPlan) -> None:
             line("training tokens", lambda a: format_count(a.tokens)),
             line("  tokens a parameter", lambda a: _number(a.tokens / a.parameters)),
             line("  6 N D, FLOP", lambda a: format_power(a.six_nd)),
-            line("  by arithmetic, hours", lambda a: f"{a.gpu_hours:,.0f}"),
+            line("  by arithmetic, hours", lambda a: format_hours(a.gpu_hours)),
         ]
     rows += [
         line("this size is compute-optimal at", lambda a: _tokens(a.optimal_tokens)),

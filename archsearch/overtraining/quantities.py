@@ -39,6 +39,11 @@ def format_count(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def format_hours(hours: float) -> str:
+    """ "43,281" or "0.029": whole hours from ten on, two digits below."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
 def format_power(value: float, digits: int = 3) -> str:
     """FLOP: "5.96e22"."""
     if not math.isfinite(value):

@@ -6,6 +6,7 @@ from typing import Any
 
 from archsearch.errors import RunError
 from archsearch.files import read_json
+from archsearch.overtraining.quantities import format_hours
 from archsearch.report.files import RunFiles
 from reports.plan_rows import Plan, PlanCurve, PlanLaw
 
@@ -66,4 +67,4 @@ def _hours(found: dict[str, Any]) -> str:
     if found["tokens"] is None:
         return ""
     training = found["training"]
-    return f"{found['laws'][0]['gpu_hours']:,.0f} {training['accelerator']} hours at {100 * training['mfu']:.0f} % MFU"
+    return f"{format_hours(found['laws'][0]['gpu_hours'])} {training['accelerator']} hours at {100 * training['mfu']:.0f} % MFU"

@@ -20,7 +20,7 @@ from archsearch.overtraining import LAWS, T2File, plan
 from archsearch.overtraining.answers import keep
 from archsearch.overtraining.cost import ACCELERATORS, accelerator_named, hours, training_flops_per_token
 from archsearch.overtraining.curve import fitted_tokens
-from archsearch.overtraining.quantities import format_count, format_power, parse_count
+from archsearch.overtraining.quantities import format_count, format_hours, format_power, parse_count
 from archsearch.overtraining.sampling import accuracy, best_accuracy, best_loss, pass_at, pretraining_loss, samples, sampling_loss
 from archsearch.report import planned
 from archsearch.report.files import RunFiles
@@ -278,6 +278,7 @@ def test_counts_in_words() -> None:
         "354M", "8.40B", "28.0T", "1.00T", "1.50e15", "512", "0.456", "341",
     ]  # fmt: skip
     assert format_count(math.inf) == "never"
+    assert [format_hours(x) for x in (43_280.6, 10.2, 2.34, 0.0288)] == ["43,281", "10", "2.3", "0.029"]
     assert format_power(5.9553e22) == "5.96e22"
 
 
