@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card, read_card
@@ -181,6 +182,8 @@ class _Calibration:
             for block in spec.layers:
                 for measured in self.table.parts(block, spec.dims, workload):
                     lengths = self.table.chains.lengths(measured, spec.dims, workload)
+                    if not lengths:
+                        continue  # that workload of it failed
                     found.setdefault((spec.dims, measured.operator), block_subject(measured, spec.dims, lengths[-1]))
                     found.setdefault((spec.dims, "short"), block_subject(measured, spec.dims, lengths[0]))
             found.setdefault(spec.dims, head_subject(spec.dims, spec.vocab_size, spec.tie_embeddings))
@@ -342,6 +345,8 @@ class _Calibration:
                 else:
                     self.strayed.append((factor, part.workload))
             if not found:
+                why = "no process tells of it, its references had drifted too far"
+                self.result.failures.append(f"{part.spec.name}, {part.workload.label}: {why}")
                 continue
             alike = in_one_state({process: time_ms / factor for process, (time_ms, factor) in found.items()})
             times, factors = zip(*(found[process] for process in alike), strict=True)
@@ -349,9 +354,9 @@ class _Calibration:
             yield MeasuredCase(
                 layout=part.spec.name,
                 workload=part.workload,
-                measured=summary.scaled(gmean(times) / summary.value),
+                measured=summary.scaled(geometric_mean(times) / summary.value),
                 predicted=predicted,
-                drift=gmean(factors),
+                drift=geometric_mean(factors),
                 interpolated=part.workload not in self.table.workloads(),
                 left_out=len(by_process(rows[part.key])) - len(alike),
                 widening=None if part.spec.spec_id in known else self.table.widenings.get(part.workload),
@@ -369,8 +374,3 @@ class _Calibration:
                 reference = Reference(ratio=time_ms / known.value, warm=warm)
                 found.setdefault((process, part.workload.phase), []).append(reference)
         return {key: drift for key, references in found.items() if (drift := drift_of(references)) is not None}
-
-
-def gmean(values: Sequence[float]) -> float:
-    """Geometric mean."""
-    return math.exp(math.fsum(map(math.log, values)) / len(values))

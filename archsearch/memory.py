@@ -181,7 +181,10 @@ class MemoryTable:
             if (ModelDims(**row.subject["dims"]), at.precision, at.phase) != (dims, workload.precision, "prefill"):
                 continue
             blocks = [block_from_dict(table, dims) for table in row.subject["blocks"]]
-            weights = sum(self.block(block, dims, at.precision, "prefill").weights for block in blocks)
+            try:
+                weights = sum(self.block(block, dims, at.precision, "prefill").weights for block in blocks)
+            except MissingMeasurement:  # of a block that the model may not have
+                continue
             caches = sum(block_costs(block, dims).state_bytes(batch=at.batch, cache=at.cache) for block in blocks)
             found += [entry["peak_bytes"] - entry["base_bytes"] - weights - caches for entry in row.memory]
         return float(np.median(found)) if found else 0.0

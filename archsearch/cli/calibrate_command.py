@@ -94,6 +94,11 @@ def print_card(card: CalibrationCard) -> None:
     stdout.print(table(columns, rows, title=title, numbers_from=2))
     note = "p50, p95, max: of |error|; cover: by the stated 90 % intervals, > and as an earlier calibration widened them"
     stdout.print(note + ("; *: context interpolated" if any(line["interpolated"] for line in card.summary()) else ""), style="dim")
+    left_out = sum(line["left_out"] for line in card.summary())
+    missing = sum(len(card.layouts) - line["layouts"] for line in card.summary())
+    if left_out or missing:
+        said = f"left out: {left_out} measurements of a model in a process that had drifted or was in another state than its fastest"
+        stdout.print(said + (f"; {missing} models at a workload as a whole" if missing else ""), style="dim")
     memory = [
         [f"{line['phase']} peak", line["precision"], percent(line["median"]), percent(line["worst"]), percent(line["bias"], sign=True)]
         for line in card.memory_summary()

@@ -12,12 +12,14 @@ import tomli_w
 
 from archsearch.calibrate import CalibrateResult, calibrate
 from archsearch.calibration import CalibrationCard
+from archsearch.cli.calibrate_command import print_card
 from archsearch.errors import InputError, RunError
 from archsearch.held_out import held_out, held_out_contexts
 from archsearch.profile import profile
 from archsearch.report import collect
 from archsearch.run import load_table
 from archsearch.space import Space
+from archsearch.store import Store
 from archsearch.workload import Workload
 from devices import open_device
 from devices.plan import Case, Event, RoundResult, RunPlan
@@ -164,6 +166,36 @@ def test_a_machine_that_is_another_one_is_refused_and_may_be_measured_again(tmp_
     with pytest.raises(RunError, match="take 1\\.50 times"):  # without --again, what was measured stands
         calibrated(run_dir, Lawful())
     assert calibrated(run_dir, Lawful(), again=True).cases[0].drift == pytest.approx(1)
+
+
+class Turning(Lawful):
+    """Every second process is another machine, so to speak."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda case: 1.5 if self.processes % 2 else 1.0)
+        self.processes = 0
+
+    def run(self, plan: RunPlan) -> Iterator[Event]:
+        self.processes += plan.purpose == "latency"
+        yield from super().run(plan)
+
+
+def test_processes_that_do_not_count_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = calibrated(profiled(tmp_path), Turning(), passes=2, layouts=3)
+    assert {case.left_out for case in card.cases} == {1}
+    assert all(abs(case.error) < 2e-3 for case in card.cases)
+    print_card(card)
+    assert f"left out: {len(card.cases)} measurements" in capsys.readouterr().out
+
+
+def test_a_chain_that_failed_at_a_workload_is_no_reference_there(tmp_path: Path) -> None:
+    list(profile(space(), tmp_path / "whole", Lawful()))
+    with Store(tmp_path / "whole" / "measurements.db") as store:
+        rows = [row for row in store.rows() if row.purpose == "latency" and row.subject["label"] == "gqa2/96"]
+    broken = frozenset(row.key for row in rows if row.workload.context == 64)
+    list(profile(space(), tmp_path / "run", Lawful(broken=broken)))
+    card = calibrated(tmp_path / "run", Lawful(broken=broken))
+    assert all(abs(case.error) < 5e-3 for case in card.cases if case.workload.context == 32)
 
 
 def test_a_model_that_costs_more_than_its_parts_widens_the_intervals(tmp_path: Path) -> None:
