@@ -201,8 +201,8 @@ class MemoryTable:
 
 
 def is_mixed(row: Row) -> bool:
-    """Whether a row is of a chain of different blocks, without a vocabulary: no model."""
-    return row.subject["kind"] == "model" and "vocab_size" not in row.subject
+    """Whether a row is of a chain of different blocks: a model has a vocabulary, and one that was benched is told by its name alone."""
+    return row.subject["kind"] == "model" and "blocks" in row.subject and "vocab_size" not in row.subject
 
 
 def _peak(row: Row, phase: MemoryPhase) -> float | None:

@@ -67,6 +67,8 @@ def test_a_model_is_measured_beside_its_prediction_and_its_parts(run_dir: Path, 
     again = BenchResult()
     list(bench(target, NoDevice(), space.workloads(), result=again, **options))  # type: ignore[arg-type]
     assert again.document == result.document
+    # What was benched is no chain of the table: predictions stay what they were.
+    assert table_of(run_dir).memory(spec, 16, phase="prefill") == options["table"].memory(spec, 16, phase="prefill")  # type: ignore[attr-defined]
 
 
 def test_a_spec_without_a_run_is_measured_without_a_prediction(tmp_path: Path, space: Space) -> None:
