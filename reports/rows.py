@@ -96,6 +96,11 @@ class BudgetRow:
     measured: float | None = None
     best_reachable: float | None = None
     """Smallest value any layout of the space has; given where the budgets are impossible."""
+    at_least: bool = False
+    """A lower limit, of a size that is held."""
+
+    def keeps(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

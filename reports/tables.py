@@ -16,10 +16,10 @@ def budgets_table(report: Report) -> Table | None:
     for row in report.budgets:
         value = _standing(row)
         share = "" if value is None else percent(value / row.limit, 0).replace(" ", "\u00a0")  # never a % alone on a line
-        state = "–" if value is None else f"{'kept' if value <= row.limit else 'missed'}, {share}"
+        state = "–" if value is None else f"{'kept' if row.keeps(value) else 'missed'}, {share}"
         rows.append(
             (
-                sentence(metric_name(row.metric)),
+                sentence(metric_name(row.metric)) + (", at least" if row.at_least else ""),
                 with_unit(row.limit, row.unit),
                 with_unit(row.predicted, row.unit),
                 with_unit(row.measured, row.unit),
@@ -31,7 +31,7 @@ def budgets_table(report: Report) -> Table | None:
         caption="Budgets, and where the chosen layout stands",
         header=("Budget", "Limit", "Predicted", "Measured", "Of the limit", *(("Best reachable by itself",) if impossible else ())),
         rows=tuple(rows),
-        bad=frozenset((at, 4) for at, row in enumerate(report.budgets) if (value := _standing(row)) is not None and value > row.limit),
+        bad=frozenset((at, 4) for at, row in enumerate(report.budgets) if (value := _standing(row)) is not None and not row.keeps(value)),
     )
 
 

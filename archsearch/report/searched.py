@@ -95,12 +95,13 @@ def budgets(run: RunFiles) -> Iterable[BudgetRow]:
         name, kind = budget.name, budget.metric.kind
         reachable = run.search["unreachable"].get(name, {}).get("best_reachable")
         yield BudgetRow(
-            metric=name,
+            metric=name.removesuffix(">="),
             unit="ms" if kind in LATENCY else "MB" if kind.endswith("_mb") else "",
             limit=budget.limit,
             predicted=best["costs"].get(budget.amount) if best else None,
             measured=measured.get(name),
             best_reachable=reachable,
+            at_least=budget.at_least,
         )
 
 
@@ -132,7 +133,7 @@ def cards(run: RunFiles) -> tuple[Card, ...]:
     measured = trained_measurements(run)
     for budget in budgets(run):
         value = budget.measured if budget.measured is not None else budget.predicted
-        if value is None:
+        if value is None or budget.at_least:  # a held size has an upper limit, too
             continue
         shown = f"{value / 1e6:.2f} M" if budget.metric == "parameters" else f"{value:.3g} {budget.unit}"
         limit = f"{budget.limit / 1e6:g} M" if budget.metric == "parameters" else f"{budget.limit:g} {budget.unit}"

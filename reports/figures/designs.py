@@ -226,7 +226,7 @@ def plot_costs(info: CostsInfo, report: Report) -> Figure:
 
 
 def _limit(report: Report, metric: str) -> float | None:
-    return next((budget.limit for budget in report.budgets if budget.metric == metric), None)
+    return next((budget.limit for budget in report.budgets if budget.metric == metric and not budget.at_least), None)
 
 
 def _hover(row: DesignRow, report: Report) -> str:

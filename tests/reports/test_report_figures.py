@@ -21,7 +21,7 @@ from reports.figures.samples import POINTS, samples_info
 from reports.figures.strips import STRIPS, strips_info
 from reports.figures.training import smoothed, training_info
 from reports.palette import DARK, LIGHT, OTHERS_DARK, OTHERS_LIGHT, PARTS, contrast, ink_on, palette_of
-from reports.rows import Cell, DesignRow, PredictedRow, Report, Samples
+from reports.rows import BudgetRow, Cell, DesignRow, PredictedRow, Report, Samples
 from reports.tables import budgets_table, same_conditions, series_table, unknown_conditions
 from reports.text import amount, metric_name, millions, natural_key, power, short_count, signed_percent, significant, tick_text, with_unit
 from tests.reports.sample import sample_report
@@ -364,3 +364,13 @@ def test_amounts_in_words() -> None:
     assert [amount(x) for x in (354_483_968, 28e12, 1.54e15, 1500, 12)] == ["354M", "28.0T", "1.54·10¹⁵", "1.50k", "12.0"]
     assert [amount(10.0**x, 1) for x in (9, 11, 12, 15)] == ["1B", "100B", "1T", "10¹⁵"]
     assert power(5.9553e22) == "5.96·10²²"
+
+
+@pytest.mark.parametrize(("predicted", "state"), [(354e6, "kept, 101\u00a0%"), (340e6, "missed, 97\u00a0%")])
+def test_a_held_size_has_a_lower_limit(report: Report, predicted: float, state: str) -> None:
+    row = BudgetRow(metric="parameters", unit="", limit=351e6, predicted=predicted, at_least=True)
+    table = budgets_table(replace(report, budgets=(row,)))
+    assert table is not None
+    assert table.rows[0][0] == "Parameters, at least"
+    assert table.rows[0][4] == state
+    assert bool(table.bad) == state.startswith("missed")
