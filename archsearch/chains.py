@@ -7,6 +7,7 @@ model of the space, or so much that no cache holds a useful share of it.
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 
@@ -25,6 +26,9 @@ SHORT_COPIES = 2
 PREFILL_COPIES = 2
 CURVE_LENGTHS = 5
 """Lengths between the short and the long chain."""
+MIXED_CHAINS = 6
+MIXED_PREFILL_LAYERS = 4
+"""Of a chain of drawn layers whose prefill is timed: arithmetic does not depend on how many there are."""
 
 
 def walk_bytes(block: BlockSpec, dims: ModelDims, workload: Workload) -> float:
@@ -63,6 +67,31 @@ def decode_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Su
     return tuple(chains)
 
 
+def mixed_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Subject, ...]:
+    """Chains of layers drawn as in models of the space, which tell what mixing costs; none where all layers are alike.
+
+    As deep as models are, the deepest first, but no longer than `LONG_WALK_BYTES`; every operator stands in the first.
+    """
+    if len(space.blocks) < 2:
+        return ()
+    draw = random.Random(f"mixed {dims.hidden_size}")
+    least = min((w for w in space.workloads(workload.precision) if w.phase == "decode"), key=lambda w: w.context, default=None)
+    found: dict[tuple[BlockSpec, ...], Subject] = {}
+    for n in range(20 * MIXED_CHAINS):
+        depth = sorted(space.depths, reverse=True)[n % len(space.depths)]
+        operators = [space.operators[i % len(space.operators)] for i in range(depth)] if n == 0 else draw.choices(space.operators, k=depth)
+        draw.shuffle(operators)
+        layers = [BlockSpec(operator=operator, ffn=draw.choice(space.ffns)) for operator in operators]
+        if workload.phase == "prefill":
+            layers = layers[:MIXED_PREFILL_LAYERS]
+        elif least is not None:
+            walks = np.cumsum([walk_bytes(layer, dims, least) for layer in layers])
+            layers = layers[: max(FEWEST_COPIES, int(np.searchsorted(walks, LONG_WALK_BYTES)) + 1)]
+        if len(set(layers)) > 1 and len(found) < MIXED_CHAINS:
+            found.setdefault(tuple(layers), Subject(blocks=tuple(layers), dims=dims, label=f"mixed {len(found) + 1}"))
+    return tuple(found.values())
+
+
 def one_of_each(space: Space, dims: ModelDims) -> Subject | None:
     """Every measured block once: what prefill needs where layers differ, as buffers of other sizes leave gaps. None for a single block."""
     blocks = space.measured_blocks
@@ -78,6 +107,7 @@ def subjects(space: Space, precision: Precision) -> tuple[Subject, ...]:
             found += [block_subject(block, dims, n) for n in sorted(copies)]
         found += [block_subject(space.measured_blocks[0], dims, n) for n in curve_copies(space, dims, precision)]
         found.append(head_subject(dims, space.vocab_size, space.tie_embeddings))
+        found += [subject for workload in space.workloads(precision) for subject in mixed_chains(space, dims, workload)]
         if space.decode and space.prefill and (mixed := one_of_each(space, dims)) is not None:
             found.append(mixed)
-    return tuple(found)
+    return tuple({subject.subject_id: subject for subject in found}.values())

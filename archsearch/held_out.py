@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from archsearch.chains import mixed_chains
 from archsearch.space import Space
 from archsearch.spec import ArchSpec
 from operators.specs import BlockSpec
@@ -17,14 +18,19 @@ STRUCTURED = ("alternating", "another every third", "in runs")
 def held_out(space: Space, count: int, *, seed: int = 0) -> list[tuple[str, ArchSpec]]:
     """`count` different layouts as (kind, spec): the structured ones first, then random ones; operators, widths, depths mixed.
 
-    None of them consists of a single block: that would be a reference chain.
+    None of them consists of a single block: that would be a reference chain; nor of the layers of a chain that the profile measured.
     """
     draw = random.Random(seed)
+    measured = {
+        (dims, chain.blocks) for workload in space.workloads() for dims in space.all_dims for chain in mixed_chains(space, dims, workload)
+    }
     operators, ffns = space.operators, space.ffns
     found: dict[tuple[int, tuple[BlockSpec, ...]], tuple[str, ArchSpec]] = {}
 
     def add(kind: str, name: str, hidden_size: int, layers: Sequence[BlockSpec]) -> None:
         key = hidden_size, tuple(layers)
+        if (space.dims(hidden_size), tuple(layers)) in measured:
+            return
         if key not in found and len(found) < count and (len(set(layers)) > 1 or len(space.blocks) == 1):
             found[key] = kind, space.spec(layers, hidden_size=hidden_size, name=name)
 

@@ -17,13 +17,14 @@ from archsearch.cases import Subject, block_label, head_subject
 from archsearch.chains import walk_bytes
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, row_summary
+from archsearch.mixing import MixedChain, Mixing, between, fit_mixing
 from archsearch.spec import ArchSpec, block_from_dict
 from archsearch.store import Row
 from archsearch.walk import Chain, WalkLaw, fit_walk
 from archsearch.workload import Phase, Workload
 from operators.costs import block_costs, head_weights, weight_bytes
 from operators.kinds import operator_for
-from operators.specs import BlockSpec, ModelDims, Precision
+from operators.specs import BlockSpec, ModelDims, OperatorSpec, Precision
 
 Setting = tuple[Phase, Precision, int, int]
 
@@ -35,6 +36,10 @@ class Terms:
     warm: Estimate
     cold_ms: float = 0.0
     walk_bytes: float = 0.0
+
+    def scaled(self, factor: float) -> Terms:
+        """The same walk at another price."""
+        return Terms(warm=self.warm.scaled(factor), cold_ms=self.cold_ms * factor, walk_bytes=self.walk_bytes)
 
 
 def total(parts: Iterable[tuple[int, Terms]], law: WalkLaw | None) -> Estimate:
@@ -82,14 +87,18 @@ class LatencyTable:
         self._by_subject: dict[tuple[str, Workload], Row] = {}
         self._heads: dict[str, list[Row]] = {}
         self._chains: dict[tuple[BlockSpec, ModelDims, Setting], dict[int, dict[Workload, Row]]] = {}
+        self._mixed: dict[Workload, list[Row]] = {}
         for row in self.rows:
             self._by_subject.setdefault((row.subject_id, row.workload), row)
             if row.subject["kind"] == "block":
                 own = self._chains.setdefault((*block_of(row), setting(row.workload)), {})
                 own.setdefault(row.copies, {}).setdefault(row.workload, row)
+            elif row.mixed:
+                self._mixed.setdefault(row.workload, []).append(row)
             else:
                 self._heads.setdefault(row.subject_id, []).append(row)
         self._laws: dict[Setting, WalkLaw | None] = {}
+        self._mixings: dict[Workload, Mixing] = {}
         self._estimates: dict[str, Estimate] = {}
         self._terms: dict[tuple[BlockSpec, ModelDims, Workload], Terms] = {}
 
@@ -144,13 +153,17 @@ class LatencyTable:
     # -- the walk --------------------------------------------------------------------------------------------------------
 
     def law(self, workload: Workload) -> WalkLaw | None:
-        """How much of a walk is missed in a workload's precision, threads and batch; None where blocks just add up, as in prefill.
+        """How much of a model's walk is paid for at a workload; None where blocks just add up, as in prefill."""
+        law = self._chains_law(setting(workload))
+        return replace(law, growth_per_byte=self.mixing(workload).growth_per_byte) if law is not None else None
+
+    def _chains_law(self, key: Setting) -> WalkLaw | None:
+        """Of chains of one block, in a precision, thread count and batch.
 
         Fitted to every chain at the least context that was measured: there the walks are shortest and tell most.
         """
-        key = setting(workload)
         if key not in self._laws:
-            self._laws[key] = fit_walk(self._observed(key)) if workload.phase == "decode" else None
+            self._laws[key] = fit_walk(self._observed(key)) if key[0] == "decode" else None
         return self._laws[key]
 
     def _observed(self, key: Setting) -> list[Chain]:
@@ -168,15 +181,17 @@ class LatencyTable:
         return Chain(block=(block, dims), copies=row.copies, size_bytes=size, each_ms=self.summary(row).value)
 
     def part_terms(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Terms:
-        """Of a measured block."""
+        """Of a measured block, in a model of different layers."""
         key = block, dims, workload
         if key not in self._terms:
-            law = self.law(workload)
-            warm = self._at_workload(block, dims, workload, lambda row: self._warm(block, dims, row, law))
-            cold = self._at_workload(block, dims, workload, lambda row: self._cold(block, dims, row, law)).value if law else 0.0
-            walk = walk_bytes(block, dims, workload) if law else 0.0
-            self._terms[key] = Terms(warm=warm, cold_ms=cold, walk_bytes=walk)
+            self._terms[key] = self._among_its_like(block, dims, workload).scaled(self.mixing(workload).scale(block.operator))
         return self._terms[key]
+
+    def _among_its_like(self, block: BlockSpec, dims: ModelDims, workload: Workload) -> Terms:
+        law = self._chains_law(setting(workload))
+        warm = self._at_workload(block, dims, workload, lambda row: self._warm(block, dims, row, law))
+        cold = self._at_workload(block, dims, workload, lambda row: self._cold(block, dims, row, law)).value if law else 0.0
+        return Terms(warm=warm, cold_ms=cold, walk_bytes=walk_bytes(block, dims, workload) if law else 0.0)
 
     def _cold(self, block: BlockSpec, dims: ModelDims, row: Row, law: WalkLaw | None) -> Estimate:
         """What a copy of a measured chain takes more where all of it is missed; 0 where no shorter chain was measured beside it."""
@@ -196,6 +211,49 @@ class LatencyTable:
         missed = float(law.missed(row.copies * walk_bytes(block, dims, row.workload)))
         less = min(estimate.value, self._cold(block, dims, row, law).value * missed)
         return Estimate(estimate.value - less, estimate.low - less, estimate.high - less, estimate.extrapolated)
+
+    # -- mixing ----------------------------------------------------------------------------------------------------------
+
+    def mixing(self, workload: Workload) -> Mixing:
+        """What chains of drawn layers teach about models at a workload; between two measured ones, what lies between."""
+        if workload not in self._mixings:
+            self._mixings[workload] = self._mixing(workload)
+        return self._mixings[workload]
+
+    def _mixing(self, workload: Workload) -> Mixing:
+        if workload in self._mixed:
+            return fit_mixing(chain for row in self._mixed[workload] if (chain := self._mixed_chain(row)) is not None)
+        known = sorted((w for w in self._mixed if setting(w) == setting(workload)), key=position)
+        below = [w for w in known if position(w) <= position(workload)]
+        above = [w for w in known if position(w) > position(workload)]
+        if below and above:
+            low, at, high = (math.log1p(position(w)) for w in (below[-1], workload, above[0]))
+            return between(self.mixing(below[-1]), self.mixing(above[0]), (at - low) / (high - low))
+        return self.mixing((below or above[:1])[-1]) if known else Mixing()
+
+    def _mixed_chain(self, row: Row) -> MixedChain | None:
+        """A measured chain of drawn layers beside the sum of its parts; None where a part is missing."""
+        dims, workload = ModelDims(**row.subject["dims"]), row.workload
+        counts: Counter[BlockSpec] = Counter()
+        try:
+            for data in row.subject["blocks"]:
+                counts.update(self.parts(block_from_dict(data, dims), dims, workload))
+            parts = [(n, part.operator, self._among_its_like(part, dims, workload)) for part, n in counts.items()]
+        except MissingMeasurement:
+            return None
+        law = self._chains_law(setting(workload))
+        walk = sum(n * own.walk_bytes for n, _, own in parts)
+        missed = float(law.missed(walk)) if law is not None else 0.0
+        whole = total([(n, own) for n, _, own in parts], law).value
+        shares: dict[OperatorSpec, float] = {}
+        for n, operator, own in parts:
+            shares[operator] = shares.get(operator, 0.0) + n * (own.warm.value + own.cold_ms * missed) / whole
+        return MixedChain(
+            ratio=self.summary(row).value * row.copies / whole,
+            shares=shares,
+            cold=sum(n * own.cold_ms for n, _, own in parts) * missed / whole,
+            walk_bytes=walk,
+        )
 
     # -- single measurements ---------------------------------------------------------------------------------------------
 
@@ -221,14 +279,14 @@ class LatencyTable:
 
     def warm_share(self, subject: ArchSpec | Subject, workload: Workload) -> float:
         """Share of a predicted time that is warm: of a whole model, of a measured chain, or of embedding and head. 1 without a law."""
-        law = self.law(workload)
+        law = self._chains_law(setting(workload)) if isinstance(subject, Subject) and subject.vocab_size is None else self.law(workload)
         if law is None:
             return 1.0
         if isinstance(subject, ArchSpec):
             counts = self.part_counts(subject, workload)
             parts = [(1, self.head_terms(subject, workload)), *((n, self.part_terms(b, subject.dims, workload)) for b, n in counts.items())]
         elif subject.vocab_size is None:
-            parts = [(len(subject.blocks), self.part_terms(subject.blocks[0], subject.dims, workload))]
+            parts = [(len(subject.blocks), self._among_its_like(subject.blocks[0], subject.dims, workload))]
         else:
             parts = [(1, self.head_terms(subject, workload))]
         return total(parts, None).value / total(parts, law).value
@@ -295,6 +353,11 @@ def setting(workload: Workload) -> Setting:
     return workload.phase, workload.precision, workload.threads, workload.batch
 
 
+def position(workload: Workload) -> int:
+    """What measurements of a setting are ordered by: the context of a decode step, the tokens of a prefill."""
+    return workload.context if workload.phase == "decode" else workload.tokens
+
+
 def interpolated(
     rows: Sequence[Row], workload: Workload, value: Callable[[Row], Estimate], *, grows: bool, flops: Callable[[Workload], Any]
 ) -> Estimate:
@@ -306,9 +369,6 @@ def interpolated(
     exact = [row for row in rows if row.workload == workload]
     if exact:
         return value(exact[0])
-
-    def position(w: Workload) -> int:
-        return w.context if w.phase == "decode" else w.tokens
 
     ordered = sorted(rows, key=lambda row: position(row.workload))
     at = position(workload)

@@ -68,7 +68,7 @@ class MemoryTable:
         self._blocks: dict[tuple[ModelDims, Precision], dict[BlockSpec, None]] = {}
         self._mixed: list[Row] = []
         for row in self.rows:
-            if is_mixed(row):
+            if row.mixed:
                 self._mixed.append(row)
                 continue
             self._by_subject.setdefault(row.subject_id, []).append(row)
@@ -198,11 +198,6 @@ class MemoryTable:
 
     def _missing(self, what: str, precision: Precision) -> MissingMeasurement:
         return MissingMeasurement(f"{self.device}: memory of {what} in {precision} was not measured; run `archsearch profile`")
-
-
-def is_mixed(row: Row) -> bool:
-    """Whether a row is of a chain of different blocks: a model has a vocabulary, and one that was benched is told by its name alone."""
-    return row.subject["kind"] == "model" and "blocks" in row.subject and "vocab_size" not in row.subject
 
 
 def _peak(row: Row, phase: MemoryPhase) -> float | None:

@@ -7,6 +7,7 @@ whole models (`archsearch bench`, `archsearch calibrate`), and shown beside each
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from archsearch.emulated import refuse
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, Widening
 from archsearch.latency import LatencyTable, block_of, composed
-from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable, is_mixed
+from archsearch.memory import MB, BlockMemory, MemoryParts, MemoryPhase, MemoryTable
 from archsearch.spec import ArchSpec
 from archsearch.store import Row, Store
 from archsearch.walk import WalkLaw
@@ -43,13 +44,12 @@ class CostTable:
         self.device = device
         self.widenings = dict(widenings or {})
         rows = list(rows)
-        own = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
-        self.failed = [row for row in own if row.status == "failed"]
+        own = [row for row in rows if row.purpose in ("latency", "memory") and (row.subject["kind"] != "model" or row.mixed)]
+        self.failed = [row for row in own if row.status == "failed" and not row.mixed]
         usable = [row for row in own if row.status != "failed" and (row.rounds or row.memory)]
         self.rows = usable
         self.runtime, self.fingerprint = (own[-1].runtime, own[-1].fingerprint) if own else ("", "")
         memory = [row for row in usable if row.purpose == "memory"]
-        memory += [row for row in rows if row.purpose == "memory" and row.memory and is_mixed(row)]
         self.peaks = MemoryTable(memory, device=device, compose=composed, block_of=lambda row: block_of(row)[0])
         latency = [row for row in usable if row.purpose == "latency"]
         self.chains = LatencyTable(latency, failed=self.failed, device=device)
@@ -132,23 +132,30 @@ class CostTable:
         """A whole model, milliseconds a step.
 
         The interval adds errors of different chains in quadrature; copies of one share their error. With a calibration it is
-        widened by what whole models taught (`archsearch.estimate.Widening`), unless `widen` is off.
+        widened by what whole models taught, unless `widen` is off (`widening`).
         """
         estimate = self.chains.model(spec, workload)
-        widening = self.widening(workload) if widen else None
-        return widening.apply(estimate) if widening is not None else estimate
+        return (self.widening(workload) if widen else self._reach(workload)).apply(estimate)
 
-    def widening(self, workload: Workload) -> Widening | None:
-        """Of that workload; else the widest of its phase, precision, threads and batch; None where nothing was calibrated."""
-        if workload in self.widenings:
-            return self.widenings[workload]
+    def _reach(self, workload: Workload) -> Widening:
+        """How far models are from their parts, by the profile's own chains of drawn layers."""
+        return Widening(error=self.chains.mixing(workload).reach, factor=1.0)
+
+    def widening(self, workload: Workload) -> Widening:
+        """How far predictions are off beyond the noise of their parts: by the profile's chains of drawn layers, and by a calibration.
+
+        What was calibrated for another workload alone counts for all of its phase, precision, threads and batch, the widest of them.
+        """
+        reach = self._reach(workload)
         near = [
             widening
             for known, widening in self.widenings.items()
             if (known.phase, known.precision, known.threads, known.batch)
             == (workload.phase, workload.precision, workload.threads, workload.batch)
         ]
-        return max(near, key=lambda widening: widening.factor * widening.error, default=None)
+        widest = max(near, key=lambda widening: widening.factor * widening.error, default=None)
+        taught = self.widenings.get(workload, widest)
+        return reach if taught is None else Widening(error=math.hypot(reach.error, taught.error), factor=taught.factor)
 
     # -- memory ----------------------------------------------------------------------------------------------------------
 

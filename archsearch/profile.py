@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from archsearch.cases import Subject, block_subject, head_subject, make_case, measurement_key, write_subject
-from archsearch.chains import PREFILL_COPIES, decode_chains, long_copies, one_of_each, subjects
+from archsearch.chains import PREFILL_COPIES, decode_chains, long_copies, mixed_chains, one_of_each, subjects
 from archsearch.estimate import row_summary
 from archsearch.series import stored
 from archsearch.space import MeasureSettings, Space
@@ -173,7 +173,8 @@ class _Profile:
                 else:
                     chains = tuple(block_subject(block, dims, PREFILL_COPIES) for block in blocks)
                 head = head_subject(dims, self.space.vocab_size, self.space.tie_embeddings)
-                items += [self._item(subject, workload, "latency") for subject in [*chains, head]]
+                mixed = mixed_chains(self.space, dims, workload)
+                items += [self._item(subject, workload, "latency") for subject in [*chains, *mixed, head]]
         return items
 
     def memory_items(self) -> list[Item]:

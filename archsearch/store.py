@@ -53,6 +53,11 @@ class Row:
     memory: tuple[dict[str, Any], ...]
 
     @property
+    def mixed(self) -> bool:
+        """Whether it is of a chain of different blocks: a model has a vocabulary, and one that was benched is told by its name alone."""
+        return self.subject["kind"] == "model" and "blocks" in self.subject and "vocab_size" not in self.subject
+
+    @property
     def states(self) -> tuple[dict[str, Any], ...]:
         """The looks of all rounds, in order."""
         return tuple(look for number in sorted(self.looks) for look in self.looks[number])

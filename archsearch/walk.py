@@ -52,19 +52,27 @@ class WalkLaw:
         capacity_bytes: walk of which half is missed, C.
         steepness: m.
         ms_per_byte: price of a missed byte, over all kinds of blocks.
+        growth_per_byte: by how much, relative, each byte of the walk raises that price, at least 0; `archsearch.mixing` tells.
     """
 
     capacity_bytes: float
     steepness: float
     ms_per_byte: float
+    growth_per_byte: float = 0.0
 
     def missed(self, walk_bytes: Any) -> Any:
-        """Share of a walk that the caches do not hold; of a number or an array of any shape."""
-        return 1.0 / (1.0 + (self.capacity_bytes / np.maximum(walk_bytes, 1.0)) ** self.steepness)
+        """Share of a walk that is paid for: what the caches do not hold, at the price it has; of a number or an array of any shape."""
+        walk = np.maximum(walk_bytes, 1.0)
+        return (1.0 + self.growth_per_byte * walk) / (1.0 + (self.capacity_bytes / walk) ** self.steepness)
 
     def walk_at(self, missed: float) -> float:
-        """The walk of which that share is missed: the inverse of `missed`, for 0 < share < 1."""
-        return float(self.capacity_bytes * (missed / (1.0 - missed)) ** (1.0 / self.steepness))
+        """The walk of which that share is paid for: the inverse of `missed`, for a share above 0 that some walk reaches."""
+        from scipy.optimize import brentq
+
+        longest = self.capacity_bytes
+        while self.missed(longest) < missed:
+            longest *= 2.0
+        return float(brentq(lambda walk: float(self.missed(walk)) - missed, 1.0, longest))
 
     def cold_ms(self, short: Chain, long: Chain) -> float:
         """What a block takes more where all of it is missed, from two lengths of its chain.

@@ -21,7 +21,7 @@ import numpy as np
 
 from archsearch.spec import ArchSpec
 from devices.health import fastest_cores
-from devices.local import HUGE_PAGES, QUIET
+from devices.local import KEEPING, QUIET
 
 DECODE_STEPS = 32
 """Tokens that a sample of decoding generates, in every rival that is not too slow."""
@@ -73,7 +73,7 @@ def run(command: Sequence[str], threads: int) -> str:
         command,
         capture_output=True,
         text=True,
-        env=os.environ | HUGE_PAGES | QUIET | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"GLIBC_TUNABLES": KEEPING} | QUIET | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
         preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         check=False,
     )

@@ -47,7 +47,7 @@ def profile(
     with Store(run / "measurements.db") as store:
         rows = [row for target in opened.values() for row in store.rows(fingerprint=target.info.fingerprint)]
         began_hot = {device_id: _began_hot(store, target.info.fingerprint) for device_id, target in opened.items()}
-    rows = [row for row in rows if row.purpose in ("latency", "memory") and row.subject["kind"] != "model"]
+    rows = [row for row in rows if row.purpose in ("latency", "memory") and (row.subject["kind"] != "model" or row.mixed)]
     names = {target.info.fingerprint: device_id for device_id, target in opened.items()}
     failures = [
         {

@@ -32,7 +32,7 @@ class Spread:
         parts: (B, P), how often each measured part counts in a block; negative where it is taken off.
         up, down: (P,), how far a part's interval reaches above and below its value, milliseconds.
         head: how far that of embedding and head reaches above.
-        error, factor: the widening (`archsearch.estimate.Widening`); 0 and 1 where nothing was calibrated.
+        error, factor: the widening (`archsearch.estimate.Widening`).
     """
 
     parts: np.ndarray
@@ -79,14 +79,14 @@ def spread_of(table: CostTable | SearchTables, space: Space, hidden_size: int, m
     dims, workload = space.dims(hidden_size), table.workload(metric)
     made = [table.parts(block, dims, workload) for block in space.blocks]
     names = list(dict.fromkeys(part for parts in made for part in parts))
-    estimates = [table.block(part, dims, workload) for part in names]
-    head = table.head(space.spec((), hidden_size=hidden_size), workload)
+    estimates = [table.chains.part_terms(part, dims, workload).warm for part in names]
+    head = table.chains.head_terms(space.spec((), hidden_size=hidden_size), workload).warm
     widening = table.widening(workload)
     return Spread(
         parts=np.array([[parts.get(name, 0) for name in names] for parts in made], dtype=float),
         up=np.array([estimate.high - estimate.value for estimate in estimates]),
         down=np.array([estimate.value - estimate.low for estimate in estimates]),
         head=head.high - head.value,
-        error=widening.error if widening else 0.0,
-        factor=widening.factor if widening else 1.0,
+        error=widening.error,
+        factor=widening.factor,
     )

@@ -21,7 +21,7 @@ from devices.adb.stream import Link
 from devices.base import AgentError, DeviceInfo
 from devices.bundle import ENTRY, Bundle, BundleError
 from devices.host import Progress, supervise, tail
-from devices.local import HUGE_PAGES, QUIET
+from devices.local import QUIET, allocator
 from devices.plan import Case, Event, Failed, RunPlan, Started
 from devices.protocol import encode_plan
 
@@ -124,7 +124,7 @@ class PhoneDevice:
     def _launched(self, session: Session, agent: Folder, plan: RunPlan, remote: Mapping[Path, Path]) -> Iterator[_RemoteAgent]:
         self._state, self._waited_s = self._settle(session.link)
         blas = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(plan.threads if plan.purpose == "limits" else 1))
-        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in (HUGE_PAGES | QUIET | blas).items())
+        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in (allocator(plan) | QUIET | blas).items())
         # `exec`: the agent is the process that adbd hangs up on. Its number comes first, to end it when it hangs.
         with running(session.link, f"cd {agent.target} && echo $$ && {settings} exec ./{ENTRY}") as process:
             remote_agent = _RemoteAgent(session.link, process, remote)
