@@ -11,6 +11,7 @@ import random
 
 import numpy as np
 
+from archsearch import mixing
 from archsearch.cases import Subject, block_subject, head_subject
 from archsearch.space import Space
 from archsearch.workload import Workload
@@ -68,12 +69,10 @@ def decode_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Su
 
 
 def mixed_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Subject, ...]:
-    """Chains of layers drawn as in models of the space, which tell what mixing costs; none where all layers are alike.
+    """Chains of layers drawn as in models of the space, which tell what mixing costs; none where there are too few to learn from.
 
-    As deep as models are, the deepest first, but no longer than `LONG_WALK_BYTES`; every operator stands in the first.
+    As deep as models are, the deepest first, but no longer than `LONG_WALK_BYTES`; every operator that has room stands in the first.
     """
-    if len(space.blocks) < 2:
-        return ()
     draw = random.Random(f"mixed {dims.hidden_size}")
     least = min((w for w in space.workloads(workload.precision) if w.phase == "decode"), key=lambda w: w.context, default=None)
     found: dict[tuple[BlockSpec, ...], Subject] = {}
@@ -89,7 +88,7 @@ def mixed_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Sub
             layers = layers[: max(FEWEST_COPIES, int(np.searchsorted(walks, LONG_WALK_BYTES)) + 1)]
         if len(set(layers)) > 1 and len(found) < MIXED_CHAINS:
             found.setdefault(tuple(layers), Subject(blocks=tuple(layers), dims=dims, label=f"mixed {len(found) + 1}"))
-    return tuple(found.values())
+    return tuple(found.values()) if len(found) >= mixing.FEWEST else ()
 
 
 def one_of_each(space: Space, dims: ModelDims) -> Subject | None:

@@ -1,7 +1,8 @@
 """What stands between this device and steady numbers: a short real series, and what it and the machine's own state tell.
 
-The series is a chain of convolution blocks in int4, decoding, in fresh processes of several rounds, as a profile measures. From it:
-how far rounds and processes differ, how often the machine is in a slower state, and the interval a profile can expect.
+The series is a chain of convolution blocks in int4, decoding, in fresh processes of short rounds, as a profile measures. From it:
+how far rounds and processes differ, how often the machine is in a slower state, what each of these costs in accuracy, and how far a
+profile can be trusted.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from operators.specs import BlockSpec, FfnSpec, ModelDims, ShortConvSpec
 
 Mark = Literal["ok", "mend", "note"]
 PROCESSES = 3
-ROUNDS = 4
-COPIES = 8
+COPIES = 16
 SLOW = 1.2
 """A round this much longer than the lower quartile was taken in another state of the machine: clocks, or a neighbour on the core."""
 STEADY = 0.02
@@ -40,12 +40,13 @@ STEADY = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at. `mend` says what to do, where there is something."""
+    """One thing looked at. `mend` says what to do, where there is something; `costs`, how much less two profiles would differ without it."""
 
     mark: Mark
     what: str
     said: str
     mend: str | None = None
+    costs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ class Diagnosis:
         return asdict(self) | {"verdict": self.verdict}
 
 
-def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, diagnosis: Diagnosis) -> Iterator[DoctorEvent]:
-    """Measure for some seconds and judge.
+def examine(device: Device, *, threads: int = 1, settings: MeasureSettings | None = None, diagnosis: Diagnosis) -> Iterator[DoctorEvent]:
+    """Measure for some seconds, with the rounds of a profile with these settings, or default ones, and judge.
 
     Raises:
         RunError: nothing could be measured.
@@ -88,12 +89,20 @@ def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, dia
     refuse(device.info.device_id, device.info.extra)
     states: list[MachineState] = []
     conditions: Conditions | None = None
-    total = PROCESSES * ROUNDS
+    measure = settings or MeasureSettings()
+    total = PROCESSES * measure.rounds
     with tempfile.TemporaryDirectory(prefix="archsearch-") as directory:
         case = _case(Path(directory), threads)
         for number in range(PROCESSES):
             rounds: list[float] = []
-            plan = RunPlan(cases=(case,), threads=threads, rounds=ROUNDS, min_time_ns=int(min_time_ms * 1e6), seed=number)
+            plan = RunPlan(
+                cases=(case,),
+                threads=threads,
+                rounds=measure.rounds,
+                min_runs=measure.min_runs,
+                min_time_ns=int(measure.min_time_ms * 1e6),
+                seed=number,
+            )
             for event in device.run(plan):
                 match event:
                     case Started():
@@ -102,7 +111,7 @@ def examine(device: Device, *, threads: int = 1, min_time_ms: float = 200.0, dia
                     case RoundResult():
                         states += [event.before, event.after]
                         rounds.append(float(np.quantile(event.wall_ns, QUANTILE)) / 1e6)
-                        yield DoctorEvent(label=f"process {number + 1}", done=number * ROUNDS + len(rounds), total=total)
+                        yield DoctorEvent(label=f"process {number + 1}", done=number * measure.rounds + len(rounds), total=total)
                     case Failed():
                         raise RunError(f"{device.info.device_id} cannot measure: {event.reason}: {event.detail}")
             diagnosis.rounds_ms.append(rounds)
@@ -131,17 +140,20 @@ def judge(rounds_ms: Sequence[Sequence[float]], conditions: Conditions, states: 
     if slow:
         how = f"{slow:.0%} of the rounds took more than {SLOW:g} times as long as the others"
         mend = "close other programs; on a shared virtual machine, measure more rounds: the lower quartile leaves them out"
-        found.append(Finding(mark="mend", what="rounds", said=how, mend=mend))
+        calm = [[time_ms for time_ms in rounds if time_ms <= SLOW * value] for rounds in rounds_ms]
+        found.append(Finding(mark="mend", what="rounds", said=how, mend=mend, costs=max(0.0, expected - _expected(calm))))
     else:
         wide = (float(flat.max()) - value) / value
         found.append(Finding(mark="ok", what="rounds", said=f"the slowest of {len(flat)} took {wide:.1%} longer than the lower quartile"))
     middles = [statistics.median(rounds) for rounds in rounds_ms if rounds]
     apart = max(middles) / min(middles) - 1
-    mark: Mark = "ok" if apart <= 2 * STEADY else "mend"
-    mend_apart = None if mark == "ok" else "measure in more processes (measure.passes); huge pages bring processes closer"
-    found.append(
-        Finding(mark=mark, what="processes", said=f"medians of {len(middles)} fresh processes differ by {apart:.1%}", mend=mend_apart)
-    )
+    said = f"medians of {len(middles)} fresh processes differ by {apart:.1%}"
+    if apart <= 2 * STEADY:
+        found.append(Finding(mark="ok", what="processes", said=said))
+    else:
+        alike = [[time_ms / statistics.median(rounds) for time_ms in rounds] for rounds in rounds_ms if rounds]
+        mend = "measure in more processes (measure.passes); huge pages bring processes closer"
+        found.append(Finding(mark="mend", what="processes", said=said, mend=mend, costs=max(0.0, expected - _expected(alike))))
     found += _machine(conditions, states)
     return found, expected
 

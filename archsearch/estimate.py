@@ -68,7 +68,8 @@ class Widening:
         scores = sizes / np.maximum(np.hypot(np.asarray(halves, dtype=float), middle), 1e-12)
         n = len(scores)
         rank = min(n, math.ceil((n + 1) * CONFIDENCE))
-        return cls(error=middle, factor=float(np.sort(scores)[rank - 1]))
+        # Models that were all met well, in one sitting, are no reason to promise more than the parts' own intervals do.
+        return cls(error=middle, factor=max(1.0, float(np.sort(scores)[rank - 1])))
 
 
 QUANTILE = 0.25

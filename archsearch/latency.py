@@ -1,7 +1,8 @@
 """Latency of a whole model from measured chains: `T = sum of warm + (sum of cold) * missed(W)` for decoding, a plain sum for prefill.
 
 What a block takes in a model depends on how much that model walks (`archsearch.walk`). Chains of two lengths tell a block's warm and cold
-times; where only one was measured, or longer chains take no longer, a block takes what it took in its longest chain.
+times; where only one was measured, or longer chains take no longer, a block takes what it took in its longest chain. Among other blocks
+it takes more, which chains of drawn layers tell (`archsearch.mixing`).
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class _Profile:
         self.space, self.run_dir, self.device, self.info, self.store = space, run_dir, device, info, store
         self.settings: MeasureSettings = space.measure
         self.retry_failed = retry_failed
-        self.models: dict[tuple[Subject, Precision], tuple[Path, GraphInfo]] = {}
+        self.models: dict[tuple[str, Precision], tuple[Path, GraphInfo]] = {}
 
     def run(self) -> Iterator[ProfileEvent]:
         yield from self.export()
@@ -140,7 +140,7 @@ class _Profile:
         directory, max_context = self.run_dir / "models", self.space.positions
         known = set(directory.glob("*/model.onnx")) if directory.exists() else set()
         path = write_subject(subject, directory, precision=precision, max_context=max_context)
-        self.models[subject, precision] = path, read_info(path)
+        self.models[subject.subject_id, precision] = path, read_info(path)
         checked = path.with_name("checked")
         if subject.blocks and subject.copies == 1 and not checked.exists():
             self._check(subject.blocks[0], subject.dims, path, precision)
@@ -191,7 +191,7 @@ class _Profile:
         return items
 
     def _item(self, subject: Subject, workload: Workload, purpose: Literal["latency", "memory"]) -> Item:
-        path, info = self.models[subject, workload.precision]
+        path, info = self.models[subject.subject_id, workload.precision]
         key = measurement_key(
             subject.subject_id, workload, fingerprint=self.info.fingerprint, runtime=self.info.runtime or "", purpose=purpose
         )

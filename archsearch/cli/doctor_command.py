@@ -37,7 +37,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
     styles = {"ok": "green", "mend": "bold yellow", "note": "dim"}
     for finding in sorted(diagnosis.findings, key=lambda finding: list(styles).index(finding.mark), reverse=True):
-        stdout.print(f"[{styles[finding.mark]}]{finding.mark:<5}[/] {finding.what}: {finding.said}")
+        costs = f"; costs ±{finding.costs:.1%}" if finding.costs is not None else ""
+        stdout.print(f"[{styles[finding.mark]}]{finding.mark:<5}[/] {finding.what}: {finding.said}{costs}")
         if finding.mend:
             stdout.print(f"      {finding.mend}", style="dim")
     stdout.print(f"\n{diagnosis.verdict}", style="bold")

@@ -8,6 +8,7 @@ import pytest
 
 from archsearch.doctor import STEADY, Diagnosis, Finding, examine, judge
 from archsearch.errors import RunError
+from archsearch.space import MeasureSettings
 from devices import open_device
 from devices.plan import Conditions, MachineState
 from tests.archsearch.command_line import run_command
@@ -38,12 +39,16 @@ def test_slow_rounds_are_counted_and_widen_the_intervals() -> None:
     assert slow.said.startswith("42% of the rounds took more than 1.2 times")
     assert slow.mend is not None
     assert judge(rounds, GOOD, QUIET)[1] > judge(STEADY_ROUNDS, GOOD, QUIET)[1]
+    expected = judge(rounds, GOOD, QUIET)[1]
+    assert slow.costs is not None
+    assert 0.5 * expected < slow.costs <= expected, "nothing else is wrong with them"
 
 
 def test_processes_that_differ_are_told_apart_from_rounds_that_do() -> None:
     found = marks([[5.0] * 4, [5.5] * 4, [5.0] * 4])
     assert [finding.what for finding in found["mend"]] == ["processes"]
     assert "differ by 10.0%" in found["mend"][0].said
+    assert found["mend"][0].costs == pytest.approx(judge([[5.0] * 4, [5.5] * 4, [5.0] * 4], GOOD, QUIET)[1])
     wide = Diagnosis(expected=judge([[5.0] * 4, [5.5] * 4, [5.9] * 4], GOOD, QUIET)[1])
     assert "mend what is marked" in wide.verdict
 
@@ -83,7 +88,7 @@ def test_a_device_that_cannot_measure_says_why() -> None:
 
 def test_a_real_series() -> None:
     diagnosis = Diagnosis()
-    events = list(examine(open_device("local"), min_time_ms=10, diagnosis=diagnosis))
+    events = list(examine(open_device("local"), settings=MeasureSettings(min_time_ms=10), diagnosis=diagnosis))
     assert events[-1].done == events[-1].total == len(events)
     assert all(time_ms > 0 for rounds in diagnosis.rounds_ms for time_ms in rounds)
     assert {"rounds", "processes"} <= {finding.what for finding in diagnosis.findings}

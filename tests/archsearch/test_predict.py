@@ -12,7 +12,7 @@ from archsearch.cases import block_subject
 from archsearch.chains import long_copies
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import summary
-from archsearch.memory import MB, is_mixed
+from archsearch.memory import MB
 from archsearch.predict import CostTable
 from archsearch.profile import profile
 from archsearch.space import Space
@@ -238,7 +238,7 @@ def test_a_prefill_of_different_blocks_needs_what_one_of_each_needs(space: Space
     workload = Workload(phase="prefill", tokens=16, context=0, precision="fp32")
     with Store(run_dir / "measurements.db") as store:
         rows = store.rows()
-    (mixed,) = (row for row in rows if is_mixed(row))
+    (mixed,) = (row for row in rows if row.mixed)
     assert (mixed.workload, mixed.copies, mixed.purpose) == (workload, 2, "memory")
     more = replace(mixed, memory=tuple(entry | {"peak_bytes": entry["peak_bytes"] + 40_000_000} for entry in mixed.memory))
     tables = [CostTable([*(row for row in rows if row.key != mixed.key), *extra], device="local") for extra in ((), (mixed,), (more,))]

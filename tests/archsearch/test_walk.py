@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -105,3 +107,7 @@ def test_the_inverse_of_missed() -> None:
     for share in (0.1, 0.5, 0.9):
         assert float(law.missed(law.walk_at(share))) == pytest.approx(share)
     assert law.missed(np.array([0.0, 18 * MB, 1e12])) == pytest.approx([0.0, 0.5, 1.0], abs=1e-6)
+    dearer = replace(law, growth_per_byte=1 / (100 * MB))
+    assert float(dearer.missed(100 * MB)) == pytest.approx(2 * float(law.missed(100 * MB)))
+    for share in (0.1, 0.9, 1.5):
+        assert float(dearer.missed(dearer.walk_at(share))) == pytest.approx(share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,14 +12,14 @@ import pytest
 
 from devices import host
 from devices.base import AgentError
-from devices.local import LocalDevice
+from devices.local import GIVING_BACK, KEEPING, LocalDevice
 from devices.plan import Case, Failed, LimitResult, RoundResult, RunPlan, Started
 from tests.contracts import agent_models as models
 from tests.contracts.agent_suite import AgentSuite, agents, failures, gone, rounds
 
 
 class TestPythonAgent(AgentSuite):
-    host = "from devices.local import LocalDevice; device = LocalDevice()"
+    host = "from devices.local import GIVING_BACK, KEEPING, LocalDevice; device = LocalDevice()"
 
 
 PRELUDE = """
@@ -179,7 +180,9 @@ def test_the_users_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) ->
     seen = started.conditions.extra
     assert not {"SECRET_TOKEN", "ORT_DISABLE_ALL"} & set(seen)
     assert seen["OMP_NUM_THREADS"] == seen["OPENBLAS_NUM_THREADS"] == "1"
-    assert seen["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert seen["GLIBC_TUNABLES"] == KEEPING
+    (started,) = (event for event in fake("start(); measure_all()").run(replace(plan("a"), purpose="memory")) if isinstance(event, Started))
+    assert started.conditions.extra["GLIBC_TUNABLES"] == GIVING_BACK
     assert seen["PYTHONPATH"].endswith("/somewhere")
 
 
