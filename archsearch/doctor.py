@@ -40,7 +40,7 @@ STEADY = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at. `mend` says what to do, where there is something; `costs`, how much less two profiles would differ without it."""
+    """One thing looked at. `mend` says what to do about it; `costs`, by how much less two profiles would differ without it."""
 
     mark: Mark
     what: str
