@@ -60,7 +60,7 @@ class MeasureSettings(_Strict):
     precision: Annotated[list[Precision], Field(min_length=1)] = ["int4"]
     threads: Annotated[list[Positive], Field(min_length=1)] = [1]
     passes: Positive = 2
-    max_passes: Positive = 4
+    max_passes: Positive = 6
     interval: Annotated[float, Field(gt=0)] = 0.02
     separate: bool = True
     rounds: Positive = 10

@@ -142,7 +142,7 @@ def test_operators_and_ffns_are_measured_apart_unless_asked_otherwise(tmp_path: 
 
 def test_what_is_uncertain_gets_further_passes_and_nothing_else(tmp_path: Path) -> None:
     space = Space.from_dict(small())
-    assert (space.measure.passes, space.measure.max_passes) == (2, 4)
+    assert (space.measure.passes, space.measure.max_passes) == (2, 6)
     steady = FakeDevice()
     list(profile(space, tmp_path / "steady", steady))
     shaky_key = next(row.key for row in rows(tmp_path / "steady") if row.purpose == "latency" and row.subject["label"] == "gqa2/96")
@@ -150,7 +150,7 @@ def test_what_is_uncertain_gets_further_passes_and_nothing_else(tmp_path: Path) 
     noisy = FakeDevice(lambda case: 1000 + (next(turn) % 5) * 100 if case.case_id == shaky_key else 1000)
     events = list(profile(space, tmp_path / "noisy", noisy))
     rounds = {row.key: len(row.rounds) for row in rows(tmp_path / "noisy") if row.purpose == "latency"}
-    assert rounds.pop(shaky_key) == 4 * space.measure.rounds
+    assert rounds.pop(shaky_key) == 6 * space.measure.rounds
     assert set(rounds.values()) == {2 * space.measure.rounds}
     assert all(row.status == "done" for row in rows(tmp_path / "noisy"))
     assert events[-1].done == events[-1].total
