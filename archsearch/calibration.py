@@ -245,7 +245,7 @@ def read_widenings(run_dir: Path, fingerprint: str, runtime: str) -> dict[Worklo
     names = ("phase", "tokens", "context", "batch", "precision", "threads")
     try:
         return {
-            Workload(**{name: line[name] for name in names}): Widening(error=line["widening_error"], factor=line["widening"])
+            Workload(**{name: line[name] for name in names}): Widening(error=line["widening_error"], factor=max(1.0, line["widening"]))
             for line in (card["summary"] if card else ())
             if line["widening"] is not None
         }

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from operators.graph import GraphInfo
 
-GRAPH_VERSION = 3
-"""Raised when the graphs that are written change, so that measurements of old ones are not taken for new ones. 1: first. 2: the
-caches of windows have slack. 3: int8 in groups of 128."""
+GRAPH_VERSION = 4
+"""Raised when the graphs that are written change, or how all of them are measured, so that old measurements are not taken for new ones.
+1: first. 2: the caches of windows have slack. 3: int8 in groups of 128. 4: malloc is set (`devices.local.allocator`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How long the chains are that a profile measures, and all subjects that follow from it.
+"""How long the chains are that a profile measures, of one block or of drawn ones, and all subjects that follow from it.
 
 A block's price depends on how much the model around it walks through memory (`archsearch.walk`), so its long chain walks as much as a deep
 model of the space, or so much that no cache holds a useful share of it.
@@ -28,6 +28,8 @@ PREFILL_COPIES = 2
 CURVE_LENGTHS = 5
 """Lengths between the short and the long chain."""
 MIXED_CHAINS = 6
+FEWEST_LAYOUTS = 10 * MIXED_CHAINS
+"""A space with fewer keeps them for calibration."""
 MIXED_PREFILL_LAYERS = 4
 """Of a chain of drawn layers whose prefill is timed: arithmetic does not depend on how many there are."""
 
@@ -71,23 +73,30 @@ def decode_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Su
 def mixed_chains(space: Space, dims: ModelDims, workload: Workload) -> tuple[Subject, ...]:
     """Chains of layers drawn as in models of the space, which tell what mixing costs; none where there are too few to learn from.
 
-    As deep as models are, the deepest first, but no longer than `LONG_WALK_BYTES`; every operator that has room stands in the first.
+    As deep as models are, the deepest first, until they walk `LONG_WALK_BYTES`; every operator that has room stands in the first.
     """
+    if space.size < FEWEST_LAYOUTS:
+        return ()
     draw = random.Random(f"mixed {dims.hidden_size}")
+    depths = sorted(space.depths, reverse=True)
     least = min((w for w in space.workloads(workload.precision) if w.phase == "decode"), key=lambda w: w.context, default=None)
+    walks = {block: walk_bytes(block, dims, least) if least is not None else 0.0 for block in space.blocks}
     found: dict[tuple[BlockSpec, ...], Subject] = {}
     for n in range(20 * MIXED_CHAINS):
-        depth = sorted(space.depths, reverse=True)[n % len(space.depths)]
+        if len(found) == MIXED_CHAINS:
+            break
+        depth = depths[n % len(depths)]
         operators = [space.operators[i % len(space.operators)] for i in range(depth)] if n == 0 else draw.choices(space.operators, k=depth)
         draw.shuffle(operators)
         layers = [BlockSpec(operator=operator, ffn=draw.choice(space.ffns)) for operator in operators]
         if workload.phase == "prefill":
             layers = layers[:MIXED_PREFILL_LAYERS]
-        elif least is not None:
-            walks = np.cumsum([walk_bytes(layer, dims, least) for layer in layers])
-            layers = layers[: max(FEWEST_COPIES, int(np.searchsorted(walks, LONG_WALK_BYTES)) + 1)]
-        if len(set(layers)) > 1 and len(found) < MIXED_CHAINS:
-            found.setdefault(tuple(layers), Subject(blocks=tuple(layers), dims=dims, label=f"mixed {len(found) + 1}"))
+        else:
+            walked = np.cumsum([walks[layer] for layer in layers])
+            layers = layers[: max(FEWEST_COPIES, int(np.searchsorted(walked, LONG_WALK_BYTES)) + 1)]
+        if len(set(layers)) > 1:
+            label = f"mixed {len(found) + 1}/{dims.hidden_size}"
+            found.setdefault(tuple(layers), Subject(blocks=tuple(layers), dims=dims, label=label))
     return tuple(found.values()) if len(found) >= mixing.FEWEST else ()
 
 

@@ -44,7 +44,7 @@ class Widening:
     """
 
     error: float
-    """Median |error| of whole models, relative."""
+    """Of whole models, relative: their median |error|; of a profile's drawn chains, half of the 90 % interval that they give."""
     factor: float
 
     def apply(self, estimate: Estimate) -> Estimate:

@@ -1,4 +1,4 @@
-"""Latency of a whole model from measured chains: `T = sum of warm + (sum of cold) * missed(W)` for decoding, a plain sum for prefill.
+"""Latency of a whole model from measured chains: `T = sum of warm + (sum of cold) * missed(W)` for decoding, a sum for prefill.
 
 What a block takes in a model depends on how much that model walks (`archsearch.walk`). Chains of two lengths tell a block's warm and cold
 times; where only one was measured, or longer chains take no longer, a block takes what it took in its longest chain. Among other blocks
@@ -18,7 +18,7 @@ from archsearch.cases import Subject, block_label, head_subject
 from archsearch.chains import walk_bytes
 from archsearch.errors import MissingMeasurement
 from archsearch.estimate import Estimate, row_summary
-from archsearch.mixing import MixedChain, Mixing, between, fit_mixing
+from archsearch.mixing import FEWEST, MixedChain, Mixing, between, fit_mixing
 from archsearch.spec import ArchSpec, block_from_dict
 from archsearch.store import Row
 from archsearch.walk import Chain, WalkLaw, fit_walk
@@ -80,10 +80,11 @@ class LatencyTable:
         rows: finished latency measurements.
         failed: those that failed, for messages.
         device: how the user names it, for messages.
+        at_rest: the table that tells what mixing costs, where these rows are a view of its own.
     """
 
-    def __init__(self, rows: Iterable[Row], *, failed: Sequence[Row], device: str) -> None:
-        self.device, self.failed = device, failed
+    def __init__(self, rows: Iterable[Row], *, failed: Sequence[Row], device: str, at_rest: LatencyTable | None = None) -> None:
+        self.device, self.failed, self.at_rest = device, failed, at_rest
         self.rows = list(rows)
         self._by_subject: dict[tuple[str, Workload], Row] = {}
         self._heads: dict[str, list[Row]] = {}
@@ -156,7 +157,10 @@ class LatencyTable:
     def law(self, workload: Workload) -> WalkLaw | None:
         """How much of a model's walk is paid for at a workload; None where blocks just add up, as in prefill."""
         law = self._chains_law(setting(workload))
-        return replace(law, growth_per_byte=self.mixing(workload).growth_per_byte) if law is not None else None
+        if law is None:
+            return None
+        mixing = self.mixing(workload)
+        return replace(law, growth_per_byte=mixing.growth_per_byte, grown_bytes=mixing.grown_bytes)
 
     def _chains_law(self, key: Setting) -> WalkLaw | None:
         """Of chains of one block, in a precision, thread count and batch.
@@ -222,15 +226,20 @@ class LatencyTable:
         return self._mixings[workload]
 
     def _mixing(self, workload: Workload) -> Mixing:
-        if workload in self._mixed:
-            return fit_mixing(chain for row in self._mixed[workload] if (chain := self._mixed_chain(row)) is not None)
-        known = sorted((w for w in self._mixed if setting(w) == setting(workload)), key=position)
+        if self.at_rest is not None:
+            return self.at_rest.mixing(workload)
+        if len(own := self._mixed_chains(workload)) >= FEWEST:
+            return fit_mixing(own)
+        known = sorted((w for w in self._mixed if setting(w) == setting(workload) and len(self._mixed_chains(w)) >= FEWEST), key=position)
         below = [w for w in known if position(w) <= position(workload)]
         above = [w for w in known if position(w) > position(workload)]
         if below and above:
             low, at, high = (math.log1p(position(w)) for w in (below[-1], workload, above[0]))
             return between(self.mixing(below[-1]), self.mixing(above[0]), (at - low) / (high - low))
         return self.mixing((below or above[:1])[-1]) if known else Mixing()
+
+    def _mixed_chains(self, workload: Workload) -> list[MixedChain]:
+        return [chain for row in self._mixed.get(workload, ()) if (chain := self._mixed_chain(row)) is not None]
 
     def _mixed_chain(self, row: Row) -> MixedChain | None:
         """A measured chain of drawn layers beside the sum of its parts; None where a part is missing."""
@@ -246,6 +255,8 @@ class LatencyTable:
         walk = sum(n * own.walk_bytes for n, _, own in parts)
         missed = float(law.missed(walk)) if law is not None else 0.0
         whole = total([(n, own) for n, _, own in parts], law).value
+        if whole <= 0:  # composed of parts that are taken off each other
+            return None
         shares: dict[OperatorSpec, float] = {}
         for n, operator, own in parts:
             shares[operator] = shares.get(operator, 0.0) + n * (own.warm.value + own.cold_ms * missed) / whole
@@ -298,7 +309,7 @@ class LatencyTable:
 
     def head_terms(self, spec: ArchSpec | Subject, workload: Workload) -> Terms:
         """Embedding, final norm and head; measured alone, so that what the caches held then is theirs alone."""
-        estimate, law = self.head(spec, workload), self.law(workload)
+        estimate, law = self.head(spec, workload), self._chains_law(setting(workload))
         if law is None:
             return Terms(warm=estimate)
         weights = head_weights(spec.dims, spec.vocab_size or 0, tie_embeddings=spec.tie_embeddings)

@@ -6,9 +6,9 @@ chains of layers drawn like a model's are measured, too, and what they take beyo
 
     measured / predicted - 1 = growth * (W * share of time that is cold) + sum over operators of share * (scale - 1)
 
-growth: how the price of a missed byte rises with the walk W (where nothing is cold, a common factor); scale: what an operator's layers take
-more. Ridge regression, towards blocks that just add up. What is left of each chain when the others predict it (leave-one-out) is left of a
-model, too, and belongs into the stated interval.
+growth: how the price of a missed byte rises with the walk W (where nothing is cold, or chains take less than their parts, a common factor
+in its place); scale: what an operator's layers take more. Ridge regression, towards blocks that just add up. What is left of each chain when
+the others predict it (leave-one-out) is left of a model, too, and belongs into the stated interval.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MixedChain:
 
     Attributes:
         ratio: its time over the sum of its parts.
-        shares: share of that sum that each operator's layers take.
+        shares: share of that sum that each operator's measured blocks take; composed blocks may take some off.
         cold: share of that sum that is paid for missed bytes; 0 where nothing is.
         walk_bytes: what it walks.
     """
@@ -53,16 +53,20 @@ class Mixing:
 
     Attributes:
         growth_per_byte: by how much, relative, each byte of the walk raises the price of a missed byte.
-        scales: factor on the time of an operator's layers; 1 for one that stands in no chain.
+        scales: factor on the time of an operator's layers.
+        common: of an operator that stands in no chain.
+        grown_bytes: walk from which on a byte gets no dearer: the longest that was measured.
         reach: half of the 90 % interval, relative, that a model's time has about the sum of its parts so corrected.
     """
 
     growth_per_byte: float = 0.0
     scales: Mapping[Any, float] = field(default_factory=dict)
+    common: float = 1.0
+    grown_bytes: float = math.inf
     reach: float = 0.0
 
     def scale(self, operator: Any) -> float:
-        return self.scales.get(operator, 1.0)
+        return self.scales.get(operator, self.common)
 
 
 def fit_mixing(chains: Iterable[MixedChain]) -> Mixing:
@@ -81,7 +85,7 @@ def _fitted(chains: list[MixedChain], growth: np.ndarray | None) -> Mixing:
     """With what grows (of each chain, in bytes), or with a factor that all have in common."""
     operators = list(dict.fromkeys(operator for chain in chains for operator in chain.shares))
     common = np.ones(len(chains)) if growth is None else growth
-    unit = float(common.mean())
+    unit = float(np.abs(common).max())
     features = np.column_stack([common / unit, *([chain.shares.get(operator, 0.0) for chain in chains] for operator in operators)])
     wanted = np.array([chain.ratio - 1 for chain in chains])
     doubt = np.diag(np.array([COMMON, *[OWN] * len(operators)]) ** -2.0)
@@ -96,6 +100,8 @@ def _fitted(chains: list[MixedChain], growth: np.ndarray | None) -> Mixing:
     return Mixing(
         growth_per_byte=0.0 if growth is None else first / unit,
         scales={operator: 1.0 + everywhere + own for operator, own in zip(operators, more, strict=True)},
+        common=1.0 + everywhere,
+        grown_bytes=max(chain.walk_bytes for chain in chains),
         reach=reach,
     )
 
@@ -108,5 +114,7 @@ def between(left: Mixing, right: Mixing, share: float) -> Mixing:
             operator: (1 - share) * left.scale(operator) + share * right.scale(operator)
             for operator in dict.fromkeys([*left.scales, *right.scales])
         },
+        common=(1 - share) * left.common + share * right.common,
+        grown_bytes=max(left.grown_bytes, right.grown_bytes),
         reach=max(left.reach, right.reach),
     )

@@ -1,6 +1,7 @@
 """Latency and memory of any spec from the measured blocks, with intervals.
 
-Latency adds up but for one thing, how much of a model's walk through memory its caches hold (`archsearch.latency`, `archsearch.walk`).
+Latency adds up but for two things, how much of a model's walk through memory its caches hold, and what layers take among others
+(`archsearch.latency`, `archsearch.walk`, `archsearch.mixing`).
 Memory does in part: `M(model) = process + runtime + head + sum of (weights + caches)` (`archsearch.memory`). How well is checked against
 whole models (`archsearch bench`, `archsearch calibrate`), and shown beside each prediction.
 """
@@ -38,9 +39,17 @@ class CostTable:
         rows: finished measurements of one device.
         device: how the user names it, for messages and documents.
         widenings: what a calibration found, by workload; empty when there was none.
+        at_rest: the table whose drawn chains tell what mixing costs, for rows that are a view of another table's.
     """
 
-    def __init__(self, rows: Iterable[Row], *, device: str, widenings: Mapping[Workload, Widening] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        *,
+        device: str,
+        widenings: Mapping[Workload, Widening] | None = None,
+        at_rest: CostTable | None = None,
+    ) -> None:
         self.device = device
         self.widenings = dict(widenings or {})
         rows = list(rows)
@@ -52,7 +61,7 @@ class CostTable:
         memory = [row for row in usable if row.purpose == "memory"]
         self.peaks = MemoryTable(memory, device=device, compose=composed, block_of=lambda row: block_of(row)[0])
         latency = [row for row in usable if row.purpose == "latency"]
-        self.chains = LatencyTable(latency, failed=self.failed, device=device)
+        self.chains: LatencyTable = LatencyTable(latency, failed=self.failed, device=device, at_rest=at_rest.chains if at_rest else None)
         self._points: dict[tuple[BlockSpec, ModelDims, Metric], float] = {}
 
     @classmethod
@@ -72,11 +81,12 @@ class CostTable:
             raise MissingMeasurement(f"{store.path}: several machines are called {device}; name one by its fingerprint: {names}")
         refuse(device, infos[0].get("extra", {}))
         rows = store.rows(fingerprint=infos[0]["fingerprint"])
-        # Of the blocks that were planned last: with another version of the runtime, the machine is another machine.
-        profiled = [row.runtime for row in rows if row.purpose == "latency" and row.subject["kind"] != "model"]
-        runtime = profiled[-1] if profiled else ""
+        # Of the blocks that were planned last: with another version of the runtime, or graphs, the machine is another machine.
+        profiled = [(row.runtime, row.subject.get("graph")) for row in rows if row.purpose == "latency" and row.subject["kind"] != "model"]
+        runtime, graph = profiled[-1] if profiled else ("", None)
         widenings = read_widenings(store.path.parent, infos[0]["fingerprint"], runtime)
-        return cls([row for row in rows if row.runtime == runtime], device=device, widenings=widenings)
+        own = [row for row in rows if (row.runtime, row.subject.get("graph")) == (runtime, graph)]
+        return cls(own, device=device, widenings=widenings)
 
     @cached_property
     def settings(self) -> tuple[tuple[Precision, int, int], ...]:

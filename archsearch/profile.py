@@ -6,6 +6,7 @@ The protocol (docs/prediction.md says why):
   changes.
 - prefill: a chain of two; there the arithmetic, not the weights, takes the time.
 - embedding and head by themselves.
+- chains of layers drawn like a model's, which tell what mixing costs (`archsearch.mixing`).
 - every operator with the widest FFN, every FFN with the first operator: the two add up (`CostTable.parts`).
 - `passes` fresh processes for each precision and thread count; in each, all cases interleaved in `rounds` shuffled rounds.
   What is still uncertain then gets further passes.

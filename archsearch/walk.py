@@ -53,17 +53,19 @@ class WalkLaw:
         steepness: m.
         ms_per_byte: price of a missed byte, over all kinds of blocks.
         growth_per_byte: by how much, relative, each byte of the walk raises that price, at least 0; `archsearch.mixing` tells.
+        grown_bytes: walk from which on it grows no more: the longest that was measured.
     """
 
     capacity_bytes: float
     steepness: float
     ms_per_byte: float
     growth_per_byte: float = 0.0
+    grown_bytes: float = np.inf
 
     def missed(self, walk_bytes: Any) -> Any:
         """Share of a walk that is paid for: what the caches do not hold, at the price it has; of a number or an array of any shape."""
         walk = np.maximum(walk_bytes, 1.0)
-        return (1.0 + self.growth_per_byte * walk) / (1.0 + (self.capacity_bytes / walk) ** self.steepness)
+        return (1.0 + self.growth_per_byte * np.minimum(walk, self.grown_bytes)) / (1.0 + (self.capacity_bytes / walk) ** self.steepness)
 
     def walk_at(self, missed: float) -> float:
         """The walk of which that share is paid for: the inverse of `missed`, for a share above 0 that some walk reaches."""

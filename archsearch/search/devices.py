@@ -121,8 +121,8 @@ def viewed(table: CostTable, view: str) -> CostTable:
         raise MissingMeasurement(
             f"{table.device}: no round was measured while it was hot or throttled; profile it warmed up, or drop the budget on {view}"
         )
-    # What whole models taught is about medians at rest: these intervals are those of the rounds alone.
-    return CostTable(rows, device=table.device, widenings=table.widenings if view == "hot" else None)
+    # What whole models taught is about rest, and so is what drawn chains teach: a chain's tail over its parts' tails tells nothing.
+    return CostTable(rows, device=table.device, widenings=table.widenings if view == "hot" else None, at_rest=table)
 
 
 def _tail(row: Row) -> Row:

@@ -1,7 +1,8 @@
 """How likely a latency stays within a limit: the prediction's interval, for many layouts at once.
 
 `archsearch.predict` gives a 90 % interval: errors of different chains add in quadrature, copies of one share their error, and what
-whole models taught widens it. Its upper end is taken for the 95th percentile of a normal error, and other percentiles follow from it.
+drawn chains and whole models taught widens it. Its upper end is taken for the 95th percentile of a normal error, and other percentiles
+follow from it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tests.contracts.agent_suite import AgentSuite, agents, failures, gone, roun
 
 
 class TestPythonAgent(AgentSuite):
-    host = "from devices.local import GIVING_BACK, KEEPING, LocalDevice; device = LocalDevice()"
+    host = "from devices.local import LocalDevice; device = LocalDevice()"
 
 
 PRELUDE = """
