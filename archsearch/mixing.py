@@ -7,8 +7,8 @@ chains of layers drawn like a model's are measured, too, and what they take beyo
     measured / predicted - 1 = growth * (W * share of time that is cold) + sum over operators of share * (scale - 1)
 
 growth: how the price of a missed byte rises with the walk W (where nothing is cold, or chains take less than their parts, a common factor
-in its place); scale: what an operator's layers take more. Ridge regression, towards blocks that just add up. What is left of each chain when
-the others predict it (leave-one-out) is left of a model, too, and belongs into the stated interval.
+in its place); scale: what an operator's layers take more. Ridge regression, towards blocks that just add up. What is left of each chain
+when the others predict it (leave-one-out) is left of a model, too, and belongs into the stated interval.
 """
 
 from __future__ import annotations
