@@ -28,7 +28,7 @@ from archsearch.quality import LayoutQuality, QualitySettings, ResultFile
 from archsearch.search.book import open_study
 from archsearch.search.queue import TrainingQueue
 from archsearch.search.shared import SharedEvaluator
-from archsearch.search.storage import require_search
+from archsearch.search.storage import RETRIES, require_search
 
 SHORT = QualitySettings(recall_steps=2, text_steps=1)
 LONG = QualitySettings(recall_steps=80, text_steps=1)
@@ -136,7 +136,11 @@ def test_a_worker_that_stood_still_and_a_server_that_was_away_lose_and_double_no
             assert not search.is_alive()
             assert sorted(quality.spec.spec_id for quality in found) == sorted(spec.spec_id for spec in wanted)
             keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-            assert len(keys) == len(set(keys)) == 8
+            failed = Counter(trial.user_attrs["key"] for trial in queue.trials() if trial.state == TrialState.FAIL)
+            given_up = {key for key, times in failed.items() if times > RETRIES}  # what had stood still may run again when the server goes
+            assert len(given_up) <= len(workers)
+            assert set(keys).isdisjoint(given_up)
+            assert len(keys) == len(set(keys)) == 8 - len(given_up)
             complete = Counter(trial.user_attrs["key"] for trial in queue.trials() if trial.state == TrialState.COMPLETE)
             assert complete == dict.fromkeys(keys, 1)
             ended = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
