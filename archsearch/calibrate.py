@@ -18,7 +18,17 @@ from statistics import geometric_mean
 from typing import Any
 
 from archsearch.calibration import CalibrationCard, MeasuredCase, MeasuredMemory, keep_card, read_card
-from archsearch.cases import Subject, block_subject, digest, head_subject, make_case, measurement_key, model_subject, write_subject
+from archsearch.cases import (
+    GRAPH_VERSION,
+    Subject,
+    block_subject,
+    digest,
+    head_subject,
+    make_case,
+    measurement_key,
+    model_subject,
+    write_subject,
+)
 from archsearch.drift import Drift, Reference, drift_of
 from archsearch.errors import InputError, MissingMeasurement, RunError
 from archsearch.estimate import by_process, in_one_state, row_summary
@@ -78,7 +88,7 @@ def calibrate(
     With a card of other layouts (another `seed`) there already, its widened intervals are put to the test by the new layouts.
 
     Raises:
-        InputError: the table is of another machine, or another version of the runtime.
+        InputError: the table is of another machine, or another version of the runtime or of our graphs.
         RunError: the machine has changed too much since it was profiled, or nothing could be measured; an earlier card is damaged.
         MissingMeasurement: the table lacks what the layouts need.
     """
@@ -86,6 +96,8 @@ def calibrate(
     if (table.fingerprint, table.runtime) != (info.fingerprint, info.runtime or ""):
         was, now = f"{table.fingerprint} with {table.runtime}", f"{info.fingerprint} with {info.runtime}"
         raise InputError(f"{run_dir} was profiled on {was}, and this device is {now}: profile it first, or calibrate where it was profiled")
+    if table.graph != GRAPH_VERSION:
+        raise InputError(f"{run_dir} was profiled by an earlier version of archsearch, which measured otherwise: profile it again")
     with Store(run_dir / "measurements.db") as store:
         earlier = read_card(run_dir, info.fingerprint, table.runtime)
         work = _Calibration(space, run_dir, device, table, store, passes, rounds, seed, again, result)

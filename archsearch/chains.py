@@ -19,8 +19,8 @@ from operators.costs import block_costs, head_weights, weight_bytes
 from operators.specs import BlockSpec, ModelDims, Precision
 
 LONG_WALK_BYTES = 200e6
-"""A longer chain costs memory and time. A byte's price still grows beyond the cache, here of 32 MB: chains of 63 MB took 4.5 % more a block
-than those of 37, in int8 those of 97 MB 17 % more than those of 62, and fp32 models of 200 MB 7 % more than chains of 96 told."""
+"""A longer chain costs memory and time. A byte's price still grows beyond the cache, here of 32 MB: chains of 63 MB took 4 % more a block
+than those of 40, and fp32 models of 200 MB 7 % more than chains of 96 told."""
 MOST_COPIES = 32
 FEWEST_COPIES = 4
 SHORT_COPIES = 2

@@ -152,7 +152,7 @@ def judge(rounds_ms: Sequence[Sequence[float]], conditions: Conditions, states: 
         found.append(Finding(mark="ok", what="processes", said=said))
     else:
         alike = [[time_ms / statistics.median(rounds) for time_ms in rounds] for rounds in rounds_ms if rounds]
-        mend = "measure in more processes (measure.passes); huge pages bring processes closer"
+        mend = "measure in more processes (measure.passes)"
         found.append(Finding(mark="mend", what="processes", said=said, mend=mend, costs=max(0.0, expected - _expected(alike))))
     found += _machine(conditions, states)
     return found, expected

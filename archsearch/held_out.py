@@ -29,9 +29,8 @@ def held_out(space: Space, count: int, *, seed: int = 0) -> list[tuple[str, Arch
 
     def add(kind: str, name: str, hidden_size: int, layers: Sequence[BlockSpec]) -> None:
         key = hidden_size, tuple(layers)
-        if (space.dims(hidden_size), tuple(layers)) in measured:
-            return
-        if key not in found and len(found) < count and (len(set(layers)) > 1 or len(space.blocks) == 1):
+        is_chain = (len(set(layers)) == 1 < len(space.blocks)) or (space.dims(hidden_size), tuple(layers)) in measured
+        if key not in found and len(found) < count and not is_chain:
             found[key] = kind, space.spec(layers, hidden_size=hidden_size, name=name)
 
     deepest, others = max(space.depths), operators[1:] or operators

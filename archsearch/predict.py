@@ -58,6 +58,7 @@ class CostTable:
         usable = [row for row in own if row.status != "failed" and (row.rounds or row.memory)]
         self.rows = usable
         self.runtime, self.fingerprint = (own[-1].runtime, own[-1].fingerprint) if own else ("", "")
+        self.graph = own[-1].subject.get("graph") if own else None
         memory = [row for row in usable if row.purpose == "memory"]
         self.peaks = MemoryTable(memory, device=device, compose=composed, block_of=lambda row: block_of(row)[0])
         latency = [row for row in usable if row.purpose == "latency"]

@@ -265,6 +265,15 @@ def test_another_machine_or_runtime_than_the_table_s_is_refused(tmp_path: Path, 
         calibrated(run_dir, Another())
 
 
+def test_what_an_earlier_version_measured_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("archsearch.cases.GRAPH_VERSION", 3)
+        run_dir = profiled(tmp_path)
+    with pytest.raises(InputError, match=r"profiled by an earlier version.*profile it again"):
+        calibrated(run_dir, Lawful())
+    assert calibrated(profiled(run_dir), Lawful()).cases, "what is measured again stands beside it"
+
+
 def test_the_report_shows_the_card_and_says_where_there_is_none(tmp_path: Path) -> None:
     run_dir = profiled(tmp_path)
     (run_dir / "space.toml").write_text(tomli_w.dumps(small(model=MODEL, ffn=FFN)))
