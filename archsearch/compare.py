@@ -181,7 +181,8 @@ def compare(a: Side, b: Side, *, across: Sequence[str] = (), seed: int = 0) -> C
         raise InputError(f"--across {unknown[0]}: not one of {', '.join(ACROSS)}")
     keys = [key for key in a.rows if key in b.rows]
     if not keys:
-        raise InputError(f"{a.path} and {b.path} have no measurement in common; profile the same space into both, with the same version of archsearch")
+        way_out = "profile the same space into both, with one version of archsearch"
+        raise InputError(f"{a.path} and {b.path} have no measurement in common; {way_out}")
     differs, refused = {}, []
     for name in ACROSS:
         for key in keys:  # one by one: two runs may each hold both values, at different subjects
